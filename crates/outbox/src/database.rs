@@ -1,0 +1,199 @@
+//! The boundary to one database: everything above it is the same for all.
+
+use std::{fmt, sync::Arc};
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use futures_util::stream::BoxStream;
+use sea_orm::{DatabaseConnection, DbErr, ExecResult, QueryResult, Statement, TransactionOptions};
+use tokio::sync::Notify;
+
+use crate::{
+    change::Transaction,
+    context::Context,
+    cursor::Cursor,
+    error::Result,
+    filter::{Filter, Semantics},
+    image::Image,
+    registry::{EntityId, Kind},
+    sql::{Dialect, Select},
+};
+
+/// One database with an outbox.
+///
+/// The implementer promises:
+/// - what `execute` and a session's `execute` change is recorded in the same transaction, or they fail and nothing changed (I1, I2);
+/// - `read` gives each committed transaction once, whole, with each row's changes in their true order, and never one whose forerunner could
+///   still come (I3);
+/// - a snapshot's rows and its cursor are of the same moment (I5);
+/// - the doorbell rings after each commit of this process that recorded something. It may ring for nothing; a missed ring costs latency only.
+///
+/// Not promised: an order between rows of transactions that did not touch the same row.
+#[async_trait]
+pub(crate) trait Database: Send + Sync + fmt::Debug + 'static {
+    /// Reads and unrecorded writes.
+    fn connection(&self) -> &DatabaseConnection;
+
+    fn dialect(&self) -> &'static dyn Dialect;
+
+    /// Reads the JSON that selects give.
+    fn packed(&self) -> &'static dyn Packed;
+
+    /// Rung after commits of this process.
+    fn doorbell(&self) -> &Arc<Notify>;
+
+    /// Connects for writing if that has not happened, so that what is wrong with the database is known early.
+    async fn check(&self) -> Result<()>;
+
+    /// What comparisons mean here.
+    async fn semantics(&self) -> Result<Arc<Semantics>>;
+
+    /// Runs a statement in a transaction of its own if it writes; reads go to the readers.
+    async fn execute(&self, statement: Statement, text: Text, context: &Context) -> Result<Executed, DbErr>;
+
+    /// Streams a statement's rows.
+    async fn stream(&self, statement: Statement, context: &Context) -> Result<Rows<'static>, DbErr>;
+
+    /// Opens a transaction.
+    async fn begin(&self, context: &Context, options: TransactionOptions) -> Result<Arc<dyn Session>, DbErr>;
+
+    /// Where a reader that has seen everything stands now.
+    async fn position(&self) -> Result<Cursor>;
+
+    /// The transactions that the cursor's holder has not seen, oldest first, about `limit` changes of them (but at least one transaction).
+    async fn read(&self, after: &Cursor, limit: usize) -> Result<Read>;
+
+    /// Answers selects as JSON (see [`Select`]), all from one snapshot, with the snapshot's cursor if asked.
+    async fn fetch(&self, selects: &[Select], with_cursor: bool) -> Result<Fetched>;
+
+    /// Opens a snapshot of the rows that pass a filter.
+    async fn snapshot(&self, entity: EntityId, filter: Filter) -> Result<Box<dyn Snapshot>>;
+
+    /// Whether the cursor belongs to the history that the log has, as far as the latest read showed it. Costs no look at the database.
+    fn continues(&self, cursor: &Cursor) -> bool;
+
+    /// Removes the oldest changes that are older than `before`, or more than `keep` from the end, about `limit` of them. Whole
+    /// transactions only.
+    async fn prune(&self, before: Option<DateTime<Utc>>, keep: Option<u64>, limit: usize) -> Result<Pruned>;
+
+    /// What the outbox holds.
+    async fn stats(&self) -> Result<Stats>;
+
+    /// Closes all connections after what is running has ended.
+    async fn close(&self);
+}
+
+/// Reads the JSON that a database makes of its values, as [`Select`]s give it.
+pub trait Packed: Send + Sync {
+    /// Appends the canonical form (see [`cell`](crate::cell)) of a cell of this kind; answers `false`, having written nothing, for NULL.
+    fn write_canonical(&self, kind: &Kind, packed: &str, out: &mut String) -> bool;
+}
+
+/// The rows of one moment, read in parts, in the order of their key.
+///
+/// It holds a connection, and the database's patience with old snapshots, until it is dropped.
+#[async_trait]
+pub trait Snapshot: Send + Sync {
+    /// Where a reader stands that has these rows.
+    fn cursor(&self) -> &Cursor;
+
+    /// The next rows, up to `limit` of them. Fewer than that only at the end.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Database`](crate::ErrorKind::Database) as it comes. The snapshot is lost then; open another.
+    async fn next(&mut self, limit: usize) -> Result<Vec<Image>>;
+}
+
+/// An open transaction, with the savepoints inside it. Dropped unfinished, it is rolled back.
+#[async_trait]
+pub(crate) trait Session: Send + Sync + fmt::Debug {
+    async fn execute(&self, statement: Statement, text: Text, context: &Context) -> Result<Executed, DbErr>;
+
+    /// Streams a statement's rows. No other statement runs in the session until the stream ends.
+    async fn stream<'a>(&'a self, statement: Statement, context: &'a Context) -> Result<Rows<'a>, DbErr>;
+
+    async fn fetch(&self, select: &Select) -> Result<String>;
+
+    async fn savepoint(&self, level: u32) -> Result<(), DbErr>;
+
+    async fn release(&self, level: u32) -> Result<(), DbErr>;
+
+    async fn rollback_to(&self, level: u32) -> Result<(), DbErr>;
+
+    /// Rolls back to the savepoint before whatever comes next; for a drop, which cannot wait.
+    fn abandon(&self, level: u32);
+
+    async fn commit(&self) -> Result<(), DbErr>;
+
+    async fn rollback(&self) -> Result<(), DbErr>;
+
+    /// Runs a statement on Tidewire's own tables.
+    async fn own(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr>;
+}
+
+pub(crate) type Rows<'a> = BoxStream<'a, Result<QueryResult, DbErr>>;
+
+/// Whether a text is one prepared statement or any number of plain ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Text {
+    One,
+    Many,
+}
+
+/// What running a statement gave.
+#[derive(Debug)]
+pub(crate) struct Executed {
+    pub(crate) result: ExecResult,
+    pub(crate) rows: Vec<QueryResult>,
+}
+
+/// What [`Database::read`] answers.
+#[derive(Debug)]
+pub(crate) enum Read {
+    /// Transactions, and whether there were no more after them.
+    Transactions { transactions: Vec<Arc<Transaction>>, reached_end: bool, end: Cursor },
+    /// The cursor's history cannot be continued.
+    Resync(ResyncReason),
+}
+
+/// Why a reader must start over from a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ResyncReason {
+    /// Changes after the cursor have been removed by retention.
+    Trimmed,
+    /// The cursor belongs to a history that the log no longer has (a restored backup).
+    Epoch,
+    /// A single transaction is larger than a reader may be given at once.
+    Oversized,
+}
+
+/// What [`Database::fetch`] answers: one JSON text per select.
+#[derive(Debug)]
+pub(crate) struct Fetched {
+    pub(crate) parts: Vec<String>,
+    pub(crate) cursor: Option<Cursor>,
+}
+
+/// What a round of pruning did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Pruned {
+    /// How many changes it removed.
+    pub changes: u64,
+    /// Whether more remain to be removed.
+    pub more: bool,
+}
+
+/// What the outbox holds.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Stats {
+    /// How many changes it holds.
+    pub changes: u64,
+    /// The number of the oldest.
+    pub oldest_seq: Option<u64>,
+    /// The number of the newest.
+    pub newest_seq: Option<u64>,
+    /// When the oldest was written.
+    pub oldest_at: Option<DateTime<Utc>>,
+    /// Up to which number retention has removed changes.
+    pub trimmed_through: u64,
+}

@@ -1,0 +1,118 @@
+use std::{error::Error as StdError, fmt};
+
+use sea_orm::{DbErr, RuntimeErr};
+
+/// What went wrong, coarse enough to decide what to do next.
+///
+/// Retry is decided from the kind and never from the text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The entities as registered cannot be synced (no primary key, a column type without a mapping, a relation to nowhere).
+    Registry,
+    /// The database as found cannot be captured (missing tables, triggers that write other synced tables, an unsupported server).
+    Setup,
+    /// A statement was refused because its changes could not be recorded. Nothing was written.
+    Refused,
+    /// A cursor text is not one of ours.
+    Cursor,
+    /// A filter cannot be expressed, in SQL or in memory.
+    Filter,
+    /// The outbox holds something that cannot be read back.
+    Corrupt,
+    /// Another connection holds a lock that we need. Trying again may succeed.
+    Busy,
+    /// The database failed, or could not be reached. Trying again may succeed.
+    Database,
+}
+
+/// An error of this crate: a kind to act on, a message for a person, and the cause where there is one.
+///
+/// Messages name tables, columns and statement kinds. They never carry SQL text or row contents (promise I11).
+pub struct Error {
+    kind: ErrorKind,
+    message: String,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+/// The result of this crate's functions.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), source: None }
+    }
+
+    pub(crate) fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// What went wrong.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// Whether the same call may succeed later without a change of code, data or configuration.
+    pub fn is_transient(&self) -> bool {
+        matches!(self.kind, ErrorKind::Busy | ErrorKind::Database)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {}", self.kind, self.message)?;
+        if let Some(source) = &self.source {
+            write!(f, " ({source})")?;
+        }
+        Ok(())
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}
+
+/// SeaORM's traits can only answer with its own error, so ours travels as `DbErr::Custom` with the crate's name in front.
+impl From<Error> for DbErr {
+    fn from(error: Error) -> Self {
+        match error.source {
+            Some(source) => match source.downcast::<DbErr>() {
+                Ok(db) => *db,
+                Err(source) => DbErr::Custom(format!("tidewire: {}: {source}", error.message)),
+            },
+            None => DbErr::Custom(format!("tidewire: {}", error.message)),
+        }
+    }
+}
+
+impl From<DbErr> for Error {
+    fn from(error: DbErr) -> Self {
+        let kind = if is_busy(&error) { ErrorKind::Busy } else { ErrorKind::Database };
+        let message = match kind {
+            ErrorKind::Busy => "the database is locked by another connection",
+            _ => "the database failed",
+        };
+        Self::new(kind, message).with_source(error)
+    }
+}
+
+fn is_busy(error: &DbErr) -> bool {
+    if let DbErr::Conn(RuntimeErr::SqlxError(error))
+    | DbErr::Exec(RuntimeErr::SqlxError(error))
+    | DbErr::Query(RuntimeErr::SqlxError(error)) = error
+        && let sqlx::Error::Database(error) = error.as_ref()
+    {
+        // SQLITE_BUSY and SQLITE_LOCKED; the low byte of an extended code is the primary one.
+        return error.code().and_then(|code| code.parse::<u32>().ok()).is_some_and(|code| matches!(code & 0xff, 5 | 6));
+    }
+    matches!(error, DbErr::ConnectionAcquire(_))
+}

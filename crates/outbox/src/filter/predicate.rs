@@ -1,0 +1,365 @@
+use std::{borrow::Cow, cmp::Ordering};
+
+use rust_decimal::prelude::ToPrimitive;
+use sea_orm::sea_query::{OptionEnum, Value};
+
+use super::{Collation, Comparison, Filter, Like, Semantics};
+use crate::{
+    cell,
+    error::{Error, ErrorKind, Result},
+    image::Image,
+    registry::{EntityMeta, Kind},
+};
+
+/// A filter made ready to be asked of images.
+#[derive(Debug, Clone)]
+pub struct Predicate(Node);
+
+#[derive(Debug, Clone)]
+enum Node {
+    All(Box<[Node]>),
+    Any(Box<[Node]>),
+    Not(Box<Node>),
+    IsNull(usize),
+    Compare(Operand, Comparison, Option<Scalar>),
+    In(Operand, Box<[Scalar]>, /* has a NULL */ bool),
+    Between(Operand, Option<Scalar>, Option<Scalar>),
+    Like(usize, LikePattern),
+    EqualsIgnoringCase(usize, Box<str>),
+}
+
+/// A column and how to compare what it holds.
+#[derive(Debug, Clone, Copy)]
+struct Operand {
+    column: usize,
+    compare: Compare,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Compare {
+    Boolean,
+    Integer,
+    /// 64-bit floats; and decimals where the database keeps them as floats.
+    Real,
+    /// 32-bit floats.
+    Real32,
+    Text(Collation),
+    Instant,
+    Json,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Scalar {
+    Integer(i128),
+    Real(f64),
+    Text(Box<str>),
+    /// Seconds since 1970 and nanoseconds.
+    Instant(i64, u32),
+}
+
+impl Predicate {
+    /// Prepares a filter on rows of an entity.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Filter`] where the filter nests too deeply, or where only the database knows what a comparison means (a collation
+    /// of its own).
+    pub fn compile(filter: &Filter, entity: &EntityMeta, semantics: &Semantics) -> Result<Self> {
+        filter.check_depth()?;
+        Ok(Self(Compiler { entity, semantics }.node(filter)?))
+    }
+
+    /// Whether the row passes. Unknown is not passing, as in SQL.
+    pub fn matches(&self, image: &Image) -> bool {
+        self.0.eval(image) == Some(true)
+    }
+}
+
+struct Compiler<'a> {
+    entity: &'a EntityMeta,
+    semantics: &'a Semantics,
+}
+
+impl Compiler<'_> {
+    fn node(&self, filter: &Filter) -> Result<Node> {
+        let nodes = |parts: &[Filter]| parts.iter().map(|part| self.node(part)).collect::<Result<Box<[_]>>>();
+        Ok(match filter {
+            Filter::All(parts) => Node::All(nodes(parts)?),
+            Filter::Any(parts) => Node::Any(nodes(parts)?),
+            Filter::Not(inner) => Node::Not(Box::new(self.node(inner)?)),
+            Filter::IsNull(column) => Node::IsNull(*column),
+            Filter::Compare(column, comparison, value) => {
+                let operand = self.operand(*column)?;
+                Node::Compare(operand, *comparison, scalar(operand.compare, value))
+            }
+            Filter::In(column, values) => {
+                let operand = self.operand(*column)?;
+                let scalars: Vec<_> = values.iter().map(|value| scalar(operand.compare, value)).collect();
+                let has_null = scalars.contains(&None);
+                Node::In(operand, scalars.into_iter().flatten().collect(), has_null)
+            }
+            Filter::Between(column, low, high) => {
+                let operand = self.operand(*column)?;
+                Node::Between(operand, scalar(operand.compare, low), scalar(operand.compare, high))
+            }
+            Filter::Like(column, like) => Node::Like(*column, LikePattern::new(like)),
+            Filter::EqualsIgnoringCase(column, text) => {
+                Node::EqualsIgnoringCase(*column, text.to_ascii_lowercase().into_boxed_str())
+            }
+        })
+    }
+
+    fn operand(&self, column: usize) -> Result<Operand> {
+        let meta = &self.entity.columns[column];
+        let compare = match meta.kind {
+            Kind::Boolean => Compare::Boolean,
+            Kind::Integer { .. } => Compare::Integer,
+            Kind::Float => Compare::Real32,
+            Kind::Double | Kind::Decimal => Compare::Real,
+            Kind::DateTime | Kind::Timestamp | Kind::TimestampTz => Compare::Instant,
+            Kind::Json => Compare::Json,
+            Kind::Text | Kind::Enum(_) => {
+                let collations = self.semantics.collations.get(self.entity.id.index());
+                match collations.and_then(|columns| columns.get(column)).copied().unwrap_or_default() {
+                    Collation::Other => {
+                        return Err(Error::new(
+                            ErrorKind::Filter,
+                            format!(
+                                "{}.{} has a collation that only the database knows, so changes cannot be filtered by it",
+                                self.entity.name, meta.name
+                            ),
+                        ));
+                    }
+                    collation => Compare::Text(collation),
+                }
+            }
+            // The canonical texts of these compare as their values do.
+            Kind::Bytes | Kind::Uuid | Kind::Date | Kind::Time => Compare::Text(Collation::Binary),
+        };
+        Ok(Operand { column, compare })
+    }
+}
+
+impl Node {
+    fn eval(&self, image: &Image) -> Option<bool> {
+        match self {
+            // SQL's AND and OR: a false (a true) decides whatever is unknown.
+            Self::All(parts) => fold(parts, image, false),
+            Self::Any(parts) => fold(parts, image, true),
+            Self::Not(inner) => inner.eval(image).map(|holds| !holds),
+            Self::IsNull(column) => Some(image.cell(*column).is_none()),
+            Self::Compare(operand, comparison, scalar) => {
+                let ordering = operand.cmp(image, scalar.as_ref()?)?;
+                Some(match comparison {
+                    Comparison::Equal => ordering.is_eq(),
+                    Comparison::NotEqual => ordering.is_ne(),
+                    Comparison::Less => ordering.is_lt(),
+                    Comparison::LessOrEqual => ordering.is_le(),
+                    Comparison::Greater => ordering.is_gt(),
+                    Comparison::GreaterOrEqual => ordering.is_ge(),
+                })
+            }
+            Self::In(_, scalars, false) if scalars.is_empty() => Some(false),
+            Self::In(operand, scalars, has_null) => {
+                image.cell(operand.column)?;
+                if scalars.iter().any(|scalar| operand.cmp(image, scalar) == Some(Ordering::Equal)) {
+                    Some(true)
+                } else {
+                    (!has_null).then_some(false)
+                }
+            }
+            Self::Between(operand, low, high) => {
+                let above = low.as_ref().and_then(|low| operand.cmp(image, low)).map(Ordering::is_ge);
+                let below = high.as_ref().and_then(|high| operand.cmp(image, high)).map(Ordering::is_le);
+                match (above, below) {
+                    (Some(false), _) | (_, Some(false)) => Some(false),
+                    (Some(true), Some(true)) => Some(true),
+                    _ => None,
+                }
+            }
+            Self::Like(column, pattern) => Some(pattern.matches(&cell::text(image.cell(*column)?))),
+            Self::EqualsIgnoringCase(column, text) => Some(cell::text(image.cell(*column)?).eq_ignore_ascii_case(text)),
+        }
+    }
+}
+
+fn fold(parts: &[Node], image: &Image, decisive: bool) -> Option<bool> {
+    let mut unknown = false;
+    for part in parts {
+        match part.eval(image) {
+            Some(holds) if holds == decisive => return Some(decisive),
+            Some(_) => {}
+            None => unknown = true,
+        }
+    }
+    (!unknown).then_some(!decisive)
+}
+
+impl Operand {
+    /// How the row's value stands to the scalar; `None` where the row's value is NULL, or not of the column's type.
+    fn cmp(self, image: &Image, scalar: &Scalar) -> Option<Ordering> {
+        let cell = image.cell(self.column)?;
+        match (self.compare, scalar) {
+            (Compare::Boolean, Scalar::Integer(right)) => Some(i128::from(cell == "true").cmp(right)),
+            (Compare::Integer, Scalar::Integer(right)) => Some(cell::text(cell).parse::<i128>().ok()?.cmp(right)),
+            // A 32-bit float's shortest text is another number when it is read as 64 bits.
+            (Compare::Real32, Scalar::Real(right)) => {
+                f64::from(cell::text(cell).parse::<f32>().ok()?).partial_cmp(right)
+            }
+            (Compare::Real, Scalar::Real(right)) => cell::text(cell).parse::<f64>().ok()?.partial_cmp(right),
+            (Compare::Instant, Scalar::Instant(seconds, nanos)) => {
+                Some(cell::instant(&cell::text(cell))?.cmp(&(*seconds, *nanos)))
+            }
+            (Compare::Json, Scalar::Text(right)) => Some(minified(cell).as_ref().cmp(right)),
+            (Compare::Text(collation), Scalar::Text(right)) => Some(compare_text(collation, &cell::text(cell), right)),
+            _ => None,
+        }
+    }
+}
+
+fn compare_text(collation: Collation, left: &str, right: &str) -> Ordering {
+    match collation {
+        Collation::NoCase => {
+            left.bytes().map(|byte| byte.to_ascii_lowercase()).cmp(right.bytes().map(|byte| byte.to_ascii_lowercase()))
+        }
+        Collation::RTrim => left.trim_end_matches(' ').cmp(right.trim_end_matches(' ')),
+        Collation::Binary | Collation::Other => left.cmp(right),
+    }
+}
+
+/// A value in the form that the comparison takes; `None` for NULL.
+fn scalar(compare: Compare, value: &Value) -> Option<Scalar> {
+    if matches!(compare, Compare::Real | Compare::Real32) {
+        return Some(Scalar::Real(match value {
+            Value::Float(v) => f64::from((*v)?),
+            Value::Double(v) => (*v)?,
+            Value::Decimal(v) => v.as_ref()?.to_f64()?,
+            other => canonical(other)?.parse().ok()?,
+        }));
+    }
+    let text = canonical(value)?;
+    Some(match compare {
+        Compare::Boolean => Scalar::Integer(i128::from(text == "true" || text == "1")),
+        Compare::Integer => Scalar::Integer(text.parse().ok()?),
+        Compare::Instant => {
+            let (seconds, nanos) = cell::instant(&text)?;
+            Scalar::Instant(seconds, nanos)
+        }
+        Compare::Json => match value {
+            Value::Json(Some(document)) => Scalar::Text(document.to_string().into_boxed_str()),
+            _ => Scalar::Text(minified(&text).into()),
+        },
+        Compare::Text(_) | Compare::Real | Compare::Real32 => Scalar::Text(text.into_boxed_str()),
+    })
+}
+
+fn canonical(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => return text.clone(),
+        Value::Enum(OptionEnum::Some(value)) => return Some(value.value.to_string()),
+        _ => {}
+    }
+    let mut out = String::new();
+    cell::write_value(value, &mut out).then(|| cell::text(&out).into_owned())
+}
+
+/// JSON without the white space between its tokens.
+fn minified(json: &str) -> Cow<'_, str> {
+    if !json.bytes().any(|byte| byte.is_ascii_whitespace()) {
+        return Cow::Borrowed(json);
+    }
+    let mut out = String::with_capacity(json.len());
+    let (mut in_string, mut escaped) = (false, false);
+    for c in json.chars() {
+        if in_string {
+            in_string = escaped || c != '"';
+            escaped = !escaped && c == '\\';
+        } else if c.is_ascii_whitespace() {
+            continue;
+        } else {
+            in_string = c == '"';
+        }
+        out.push(c);
+    }
+    Cow::Owned(out)
+}
+
+/// A `LIKE` pattern, cut into its parts. ASCII letters match in either case, as SQLite has it by default.
+#[derive(Debug, Clone)]
+struct LikePattern(Box<[Part]>);
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Part {
+    Many,
+    One,
+    Char(char),
+}
+
+impl LikePattern {
+    fn new(like: &Like) -> Self {
+        let mut parts = Vec::with_capacity(like.pattern.len());
+        let mut chars = like.pattern.chars();
+        while let Some(c) = chars.next() {
+            match c {
+                _ if Some(c) == like.escape => {
+                    if let Some(next) = chars.next() {
+                        parts.push(Part::Char(next));
+                    }
+                }
+                // Two wildcards in a row say what one says.
+                '%' if parts.last() == Some(&Part::Many) => {}
+                '%' => parts.push(Part::Many),
+                '_' => parts.push(Part::One),
+                _ => parts.push(Part::Char(c)),
+            }
+        }
+        Self(parts.into_boxed_slice())
+    }
+
+    /// Matches greedily, going back only to the latest `%`: linear for most patterns, never worse than pattern times text.
+    fn matches(&self, text: &str) -> bool {
+        let text: Vec<char> = text.chars().collect();
+        let (mut at, mut part) = (0, 0);
+        let mut retry: Option<(usize, usize)> = None;
+        while at < text.len() {
+            match self.0.get(part) {
+                Some(Part::Many) => {
+                    retry = Some((at, part + 1));
+                    part += 1;
+                }
+                Some(Part::One) => (at, part) = (at + 1, part + 1),
+                Some(Part::Char(c)) if c.eq_ignore_ascii_case(&text[at]) => (at, part) = (at + 1, part + 1),
+                _ => match &mut retry {
+                    Some((from, after)) => {
+                        *from += 1;
+                        (at, part) = (*from, *after);
+                    }
+                    None => return false,
+                },
+            }
+        }
+        self.0[part..].iter().all(|part| *part == Part::Many)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn like_matches_as_sqlite_does() {
+        let matches = |pattern: &str, text: &str| LikePattern::new(&Like::pattern(pattern)).matches(text);
+        assert!(matches("%", ""));
+        assert!(matches("a%c", "ABBC"));
+        assert!(matches("_ü_", "xüy"));
+        assert!(!matches("ü", "Ü"), "only ASCII letters fold");
+        assert!(!matches("a_", "a"));
+        assert!(matches("%ab%ab", "xabyabzab"));
+        assert!(LikePattern::new(&Like::literal("5%", true, false)).matches("15%"));
+        assert!(!LikePattern::new(&Like::literal("5%", true, true)).matches("150"));
+    }
+
+    #[test]
+    fn minified_json_keeps_the_space_inside_strings() {
+        assert_eq!(minified(r#"{ "a b" : [ 1, "x \" y" ] }"#), r#"{"a b":[1,"x \" y"]}"#);
+    }
+}

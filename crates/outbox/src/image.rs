@@ -1,0 +1,96 @@
+use std::fmt;
+
+use sea_orm::{DbErr, EntityTrait, TryIntoModel};
+
+use crate::{
+    cell,
+    error::{Error, ErrorKind, Result},
+    registry::{self, EntityMeta},
+};
+
+/// A row's columns at one moment, in canonical form (see [`cell`]).
+///
+/// The cells stand one after another in one text, so a row costs two allocations however many columns it has, and most of what is sent to
+/// clients is copied from it without being decoded.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Image {
+    text: Box<str>,
+    /// Where each column's cell ends; an empty cell is SQL NULL, since no canonical form is empty.
+    ends: Box<[u32]>,
+}
+
+impl Image {
+    /// The cell of the column at this index, or `None` for SQL NULL.
+    pub fn cell(&self, column: usize) -> Option<&str> {
+        let start = if column == 0 { 0 } else { self.ends[column - 1] };
+        let cell = &self.text[start as usize..self.ends[column] as usize];
+        (!cell.is_empty()).then_some(cell)
+    }
+
+    /// All cells, in column order.
+    pub fn cells(&self) -> impl ExactSizeIterator<Item = Option<&str>> {
+        (0..self.ends.len()).map(|column| self.cell(column))
+    }
+
+    /// The bytes that this image keeps in memory.
+    pub fn size(&self) -> usize {
+        self.text.len() + self.ends.len() * size_of::<u32>() + size_of::<Self>()
+    }
+
+    /// The row as the entity's own model.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] where a column holds what its Rust type cannot (SQLite lets any type into any column).
+    pub fn model<E>(&self, meta: &EntityMeta) -> Result<E::Model>
+    where
+        E: EntityTrait,
+        E::ActiveModel: TryIntoModel<E::Model>,
+    {
+        let values = meta
+            .columns
+            .iter()
+            .enumerate()
+            .map(|(index, column)| {
+                let value = cell::read_value(column, self.cell(index)).ok_or_else(|| {
+                    Error::new(
+                        ErrorKind::Corrupt,
+                        format!("{}.{} holds a value that is not of its type", meta.name, column.name),
+                    )
+                })?;
+                Ok((index, value))
+            })
+            .collect::<Result<_>>()?;
+        registry::model::<E>(values).map_err(|error: DbErr| {
+            Error::new(ErrorKind::Corrupt, format!("a row of {} does not fit its model", meta.name)).with_source(error)
+        })
+    }
+}
+
+/// Shows that there is a row, never what is in it (promise I11).
+impl fmt::Debug for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Image({} columns, {} bytes)", self.ends.len(), self.text.len())
+    }
+}
+
+/// Builds an image cell by cell, in column order.
+#[derive(Debug, Default)]
+pub(crate) struct ImageBuilder {
+    pub(crate) text: String,
+    ends: Vec<u32>,
+}
+
+impl ImageBuilder {
+    pub(crate) fn with_capacity(columns: usize, bytes: usize) -> Self {
+        Self { text: String::with_capacity(bytes), ends: Vec::with_capacity(columns) }
+    }
+
+    /// Ends the current cell with what has been written to `text` since the last.
+    pub(crate) fn end_cell(&mut self) {
+        self.ends.push(u32::try_from(self.text.len()).unwrap_or(u32::MAX));
+    }
+
+    pub(crate) fn finish(self) -> Image {
+        Image { text: self.text.into_boxed_str(), ends: self.ends.into_boxed_slice() }
+    }
+}

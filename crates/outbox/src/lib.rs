@@ -1,0 +1,35 @@
+#![doc = include_str!("../README.md")]
+
+pub mod cell;
+mod change;
+mod context;
+mod cursor;
+mod database;
+mod error;
+pub mod filter;
+mod image;
+mod install;
+pub mod json;
+mod log;
+mod recorder;
+mod registry;
+mod sql;
+mod sqlite;
+
+pub use self::{
+    change::{Change, Operation, Transaction},
+    context::{Actor, MutationId, Origin},
+    cursor::{Cursor, Epoch},
+    database::{Packed, Pruned, ResyncReason, Snapshot, Stats},
+    error::{Error, ErrorKind, Result},
+    filter::Filter,
+    image::Image,
+    install::{SCHEMA_VERSION, install, installed, uninstall},
+    log::{Batch, Event, EventKind, Events, Follower, Log, LogOptions, Shape, Start, Step, TailStats, classify},
+    recorder::{Recorder, RecorderOptions, RecorderTransaction, Remembered},
+    registry::{
+        Assignments, Catalog, ColumnMeta, EntityId, EntityMeta, EntityOps, EnumMeta, Junction, KeyValues, Kind,
+        OnConflict, Registry, RelationMeta,
+    },
+    sql::{Aggregate, Direction, Having, Item, Page, Select, Sql},
+};

@@ -1,0 +1,163 @@
+use std::{
+    fmt,
+    sync::{Arc, PoisonError, atomic::Ordering},
+};
+
+use tokio::sync::watch;
+
+use super::{Log, Ring, Shared};
+use crate::{
+    change::Transaction,
+    cursor::Cursor,
+    database::{Read, ResyncReason},
+    error::Result,
+};
+
+/// How many transactions a follower takes from the ring at once.
+const TAKE: usize = 256;
+
+/// One reader's walk through the log.
+pub struct Follower {
+    log: Log,
+    shared: Arc<Shared>,
+    news: watch::Receiver<u64>,
+    cursor: Cursor,
+    /// The place in the ring of the next transaction, while the reader is in the ring.
+    place: Option<u64>,
+    /// Whether the reader knows that it has seen everything.
+    up_to_date: bool,
+}
+
+impl fmt::Debug for Follower {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Follower").field("cursor", &self.cursor).field("place", &self.place).finish_non_exhaustive()
+    }
+}
+
+/// What comes next in the log.
+#[derive(Debug, Clone)]
+pub enum Step {
+    /// Transactions, in order.
+    Transactions {
+        /// May be empty, where the only news is that there is none.
+        transactions: Vec<Arc<Transaction>>,
+        /// Where the reader stands now.
+        cursor: Cursor,
+        /// Whether the reader has now seen everything that this process knows of.
+        up_to_date: bool,
+    },
+    /// The reader cannot go on from where it stands and must start over from a snapshot.
+    Resync(ResyncReason),
+    /// The log has been stopped; nothing more will come.
+    Ended,
+}
+
+impl Follower {
+    pub(super) fn new(log: Log, shared: Arc<Shared>, cursor: Cursor) -> Self {
+        let news = shared.next_place.subscribe();
+        Self { log, shared, news, cursor, place: None, up_to_date: false }
+    }
+
+    /// Where the reader stands: the transactions that it has been given.
+    pub fn cursor(&self) -> &Cursor {
+        &self.cursor
+    }
+
+    /// The reader has started over from a snapshot: it goes on from that snapshot's cursor.
+    pub fn restart(&mut self, at: Cursor) {
+        self.cursor = at;
+        self.place = None;
+        self.up_to_date = false;
+    }
+
+    /// How many transactions in the ring the reader has not been given yet; `None` while it reads from the outbox.
+    pub fn behind(&self) -> Option<u64> {
+        let ring = self.shared.ring.read().unwrap_or_else(PoisonError::into_inner);
+        Some(ring.next_place().saturating_sub(self.place?))
+    }
+
+    /// Waits for what comes next. The first answer comes at once, if only to say that the reader is up to date.
+    ///
+    /// May be dropped and called again without losing anything.
+    ///
+    /// # Errors
+    /// Only while the reader reads from the outbox; the same call may be made again.
+    pub async fn next(&mut self) -> Result<Step> {
+        loop {
+            // Seen before the look into the ring, so that nothing that comes after it is slept through.
+            self.news.borrow_and_update();
+            if self.shared.stopped.load(Ordering::Acquire) {
+                return Ok(Step::Ended);
+            }
+            match self.look() {
+                Look::Found(step) => return Ok(step),
+                Look::Nothing => {
+                    // The sender lives as long as the log, which this keeps.
+                    let _ = self.news.changed().await;
+                }
+                Look::Behind => match &*self.log.chunk(&self.cursor).await? {
+                    Read::Resync(reason) => return Ok(Step::Resync(*reason)),
+                    Read::Transactions { transactions, end, .. } => {
+                        self.cursor = end.clone();
+                        if !transactions.is_empty() {
+                            return Ok(Step::Transactions {
+                                transactions: transactions.clone(),
+                                cursor: end.clone(),
+                                up_to_date: false,
+                            });
+                        }
+                        if let Look::Behind = self.look_for_place() {
+                            // The outbox has nothing more and the tail has not come this far yet: it is about to.
+                            let _ = self.news.changed().await;
+                        }
+                    }
+                },
+            }
+        }
+    }
+
+    /// A cursor may come from outside, so whether it belongs to this history is looked at before its number is believed.
+    fn find_place(&self, ring: &Ring) -> Option<u64> {
+        if self.log.inner.database.continues(&self.cursor) { ring.place_after(&self.cursor) } else { None }
+    }
+
+    fn look_for_place(&mut self) -> Look {
+        let ring = self.shared.ring.read().unwrap_or_else(PoisonError::into_inner);
+        self.place = self.find_place(&ring);
+        if self.place.is_some() { Look::Nothing } else { Look::Behind }
+    }
+
+    fn look(&mut self) -> Look {
+        let ring = self.shared.ring.read().unwrap_or_else(PoisonError::into_inner);
+        let Some((place, transactions)) =
+            self.place.or_else(|| self.find_place(&ring)).and_then(|place| Some((place, ring.from(place, TAKE)?)))
+        else {
+            self.place = None;
+            self.up_to_date = false;
+            return Look::Behind;
+        };
+        let next = place + transactions.len() as u64;
+        let up_to_date = next == ring.next_place();
+        if transactions.is_empty() && self.up_to_date {
+            self.place = Some(place);
+            return Look::Nothing;
+        }
+        self.place = Some(next);
+        self.up_to_date = up_to_date;
+        self.cursor = match transactions.last() {
+            // At the end of the ring the reader has also seen the numbers that no transaction got.
+            _ if up_to_date => ring.end().clone(),
+            Some(last) => last.cursor.clone(),
+            None => self.cursor.clone(),
+        };
+        Look::Found(Step::Transactions { transactions, cursor: self.cursor.clone(), up_to_date })
+    }
+}
+
+enum Look {
+    Found(Step),
+    /// The reader is at the end of the ring.
+    Nothing,
+    /// What the reader needs next is not in the ring.
+    Behind,
+}

@@ -1,0 +1,267 @@
+//! Following the log: the tail, the ring, and those who read along.
+//!
+//! Each process has at most one tail. It reads the outbox where it ends, decodes each transaction once, and puts it into the ring. Whoever
+//! follows walks the ring at their own pace; there is no queue per follower. One who falls so far behind that the ring has moved on reads the
+//! outbox until they are back in the ring, and one whose place has been removed by retention is told to start over.
+
+mod follow;
+mod ring;
+mod shape;
+mod tail;
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use chrono::{DateTime, Utc};
+use tokio::sync::{OnceCell, watch};
+
+pub use self::{
+    follow::{Follower, Step},
+    shape::{Batch, Event, EventKind, Events, Shape, Start, classify},
+};
+use self::{ring::Ring, tail::Tail};
+use crate::{
+    cursor::Cursor,
+    database::{Database, Pruned, Read, Snapshot, Stats},
+    error::Result,
+    filter::{Filter, Predicate, Semantics},
+    registry::{Catalog, EntityMeta},
+};
+
+/// How the log is followed.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct LogOptions {
+    /// The longest that the tail waits before it looks for what other processes wrote. It looks sooner while there is something to see,
+    /// and at once after a write of its own process. Default 25 ms.
+    pub poll_max: Duration,
+    /// How many bytes of recent transactions are kept in memory. Default 32 MiB.
+    pub ring_max_bytes: usize,
+    /// How many recent transactions are kept in memory. Default 65,536.
+    pub ring_max_transactions: usize,
+    /// How many changes a reader takes from the outbox at once. Default 1,000.
+    pub chunk_changes: usize,
+}
+
+impl Default for LogOptions {
+    fn default() -> Self {
+        Self {
+            poll_max: Duration::from_millis(25),
+            ring_max_bytes: 32 << 20,
+            ring_max_transactions: 1 << 16,
+            chunk_changes: 1_000,
+        }
+    }
+}
+
+/// The changes that a database has recorded, from all its recorders. Cloning is cheap.
+#[derive(Debug, Clone)]
+pub struct Log {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    database: Arc<dyn Database>,
+    catalog: Arc<Catalog>,
+    options: LogOptions,
+    /// Set once the tail runs.
+    shared: OnceCell<Arc<Shared>>,
+    tail: Mutex<Option<Tail>>,
+    chunks: Chunks,
+}
+
+/// What the tail shares with those who follow.
+#[derive(Debug)]
+struct Shared {
+    ring: RwLock<Ring>,
+    /// The place that the next transaction will have; changes with each one.
+    next_place: watch::Sender<u64>,
+    healthy: AtomicBool,
+    stopped: AtomicBool,
+    transactions: AtomicU64,
+    changes: AtomicU64,
+}
+
+/// What the tail of this process has done and holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TailStats {
+    /// Transactions that it has read.
+    pub transactions: u64,
+    /// Changes in them.
+    pub changes: u64,
+    /// Transactions in the ring.
+    pub ring_transactions: u64,
+    /// Bytes in the ring.
+    pub ring_bytes: u64,
+    /// Whether its last look at the outbox succeeded.
+    pub healthy: bool,
+}
+
+impl Log {
+    pub(crate) fn new(database: Arc<dyn Database>, catalog: Arc<Catalog>, options: LogOptions) -> Self {
+        let inner = Inner {
+            database,
+            catalog,
+            options,
+            shared: OnceCell::new(),
+            tail: Mutex::default(),
+            chunks: Chunks::default(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Where a reader that has seen everything stands now.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Database`](crate::ErrorKind::Database) and its kind as they come.
+    pub async fn position(&self) -> Result<Cursor> {
+        self.inner.database.position().await
+    }
+
+    /// The entities whose changes it holds.
+    pub fn catalog(&self) -> &Arc<Catalog> {
+        &self.inner.catalog
+    }
+
+    /// Follows all changes of all entities after a cursor. Starts the tail if it does not run yet.
+    ///
+    /// # Errors
+    /// As [`position`](Self::position).
+    pub async fn follow_all(&self, after: Cursor) -> Result<Follower> {
+        Ok(Follower::new(self.clone(), self.shared().await?, after))
+    }
+
+    /// Makes a filter ready to be asked of changes, with the meaning that it has in this database.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Filter`](crate::ErrorKind::Filter) where only the database could answer it.
+    pub async fn predicate(&self, entity: &EntityMeta, filter: &Filter) -> Result<Predicate> {
+        let semantics: Arc<Semantics> = self.inner.database.semantics().await?;
+        Predicate::compile(filter, entity, &semantics)
+    }
+
+    /// The rows that pass a filter at one moment, in the order of their key, with the cursor of that moment.
+    ///
+    /// # Errors
+    /// As [`position`](Self::position).
+    pub async fn snapshot(&self, entity: &EntityMeta, filter: Filter) -> Result<Box<dyn Snapshot>> {
+        filter.check_depth()?;
+        self.inner.database.snapshot(entity.id, filter).await
+    }
+
+    /// Removes old changes, about `limit` of them in one go: those written before `before`, and those more than `keep` from the end. A reader
+    /// whose cursor is older is then answered by a resync.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`](crate::ErrorKind::Busy) and [`ErrorKind::Database`](crate::ErrorKind::Database) as they come.
+    pub async fn prune(&self, before: Option<DateTime<Utc>>, keep: Option<u64>, limit: usize) -> Result<Pruned> {
+        self.inner.database.prune(before, keep, limit).await
+    }
+
+    /// What the outbox holds.
+    ///
+    /// # Errors
+    /// As [`position`](Self::position).
+    pub async fn stats(&self) -> Result<Stats> {
+        self.inner.database.stats().await
+    }
+
+    /// What the tail of this process has done; all zero while nobody follows.
+    pub fn tail_stats(&self) -> TailStats {
+        let Some(shared) = self.inner.shared.get() else { return TailStats { healthy: true, ..TailStats::default() } };
+        let ring = shared.ring.read().unwrap_or_else(PoisonError::into_inner);
+        TailStats {
+            transactions: shared.transactions.load(Ordering::Relaxed),
+            changes: shared.changes.load(Ordering::Relaxed),
+            ring_transactions: ring.len() as u64,
+            ring_bytes: ring.bytes() as u64,
+            healthy: shared.healthy.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Stops the tail. Whoever follows is told that the log has ended.
+    pub async fn stop(&self) {
+        if let Some(shared) = self.inner.shared.get() {
+            shared.stopped.store(true, Ordering::Release);
+            shared.next_place.send_modify(|_| {});
+        }
+        let tail = self.inner.tail.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(tail) = tail {
+            tail.stop().await;
+        }
+    }
+
+    async fn shared(&self) -> Result<Arc<Shared>> {
+        self.inner
+            .shared
+            .get_or_try_init(|| async {
+                let at = self.position().await?;
+                let options = &self.inner.options;
+                let ring = Ring::new(at.clone(), options.ring_max_bytes, options.ring_max_transactions);
+                let shared = Arc::new(Shared {
+                    ring: RwLock::new(ring),
+                    next_place: watch::Sender::new(0),
+                    healthy: AtomicBool::new(true),
+                    stopped: AtomicBool::new(false),
+                    transactions: AtomicU64::new(0),
+                    changes: AtomicU64::new(0),
+                });
+                let tail = Tail::start(Arc::clone(&self.inner.database), Arc::clone(&shared), options.clone(), at);
+                *self.inner.tail.lock().unwrap_or_else(PoisonError::into_inner) = Some(tail);
+                Ok(shared)
+            })
+            .await
+            .cloned()
+    }
+
+    /// Reads the outbox after a cursor. Those who ask for the same place at the same time, as after a reconnect storm, share one read.
+    async fn chunk(&self, after: &Cursor) -> Result<Arc<Read>> {
+        let cell = self.inner.chunks.cell(after);
+        let chunk = cell
+            .get_or_try_init(|| async {
+                self.inner.database.read(after, self.inner.options.chunk_changes).await.map(Arc::new)
+            })
+            .await
+            .cloned();
+        // A resync is true of the moment only; and an end that was reached may be passed by the next write.
+        if !matches!(chunk.as_deref(), Ok(Read::Transactions { reached_end: false, .. })) {
+            self.inner.chunks.forget(after, &cell);
+        }
+        chunk
+    }
+}
+
+/// Recent reads of the outbox by where they began.
+#[derive(Debug, Default)]
+struct Chunks(Mutex<VecDeque<(Cursor, Arc<Cell>)>>);
+
+type Cell = OnceCell<Arc<Read>>;
+
+impl Chunks {
+    const CAPACITY: usize = 16;
+
+    fn cell(&self, after: &Cursor) -> Arc<Cell> {
+        let mut chunks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, cell)) = chunks.iter().find(|(cursor, _)| cursor == after) {
+            return Arc::clone(cell);
+        }
+        if chunks.len() == Self::CAPACITY {
+            chunks.pop_front();
+        }
+        let cell = Arc::default();
+        chunks.push_back((after.clone(), Arc::clone(&cell)));
+        cell
+    }
+
+    fn forget(&self, after: &Cursor, cell: &Arc<Cell>) {
+        let mut chunks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        chunks.retain(|(cursor, other)| cursor != after || !Arc::ptr_eq(other, cell));
+    }
+}

@@ -1,0 +1,310 @@
+//! The connection that captures.
+
+mod transaction;
+
+use std::{pin::Pin, sync::Arc};
+
+use async_trait::async_trait;
+use futures_util::{Stream, future::BoxFuture};
+use sea_orm::{
+    AccessMode, Condition, ConnectionTrait, DatabaseConnection, DbBackend, DbErr, ExecResult, IsolationLevel,
+    QueryResult, Statement, StreamTrait, TransactionError, TransactionOptions, TransactionSession, TransactionTrait,
+};
+
+pub use self::transaction::{RecorderTransaction, Remembered};
+use crate::{
+    context::{Actor, Context, MutationId, Origin},
+    cursor::Cursor,
+    database::{Database, Packed, Text},
+    error::{Error, ErrorKind, Result},
+    filter::Filter,
+    log::Log,
+    registry::{Catalog, EntityMeta, Registry},
+    sql::Select,
+};
+
+/// A SeaORM connection that records what it writes.
+///
+/// It implements the traits that every SeaORM operation goes through, so whatever SeaORM can do, it can do, and every change of a synced
+/// entity is in the outbox when the call returns: in the same transaction as the row, or neither (promises I1 and I2). A statement whose
+/// changes could not be recorded is refused with an error that names its kind and table.
+///
+/// Cloning is cheap; clones share their connections. [`acting_as`](Self::acting_as), [`from`](Self::from) and
+/// [`mutation`](Self::mutation) give a clone that writes in another's name.
+///
+/// ```no_run
+/// # mod task { use sea_orm::entity::prelude::*;
+/// # #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)] #[sea_orm(table_name = "task")]
+/// # pub struct Model { #[sea_orm(primary_key)] pub id: i32, pub title: String, pub done: bool }
+/// # #[derive(Copy, Clone, Debug, EnumIter, DeriveRelation)] pub enum Relation {}
+/// # impl ActiveModelBehavior for ActiveModel {} }
+/// use sea_orm::{ActiveModelTrait, EntityTrait, Set, sea_query::Expr};
+/// use tidewire_outbox::{Actor, Recorder, Registry};
+///
+/// # async fn example() -> Result<(), sea_orm::DbErr> {
+/// let registry = Registry::new().entity::<task::Entity>();
+/// let db = Recorder::connect("sqlite://tasks.db?mode=rwc", registry).await?.acting_as(Actor::service("billing"));
+/// task::ActiveModel { title: Set("buy milk".into()), done: Set(false), ..Default::default() }.insert(&db).await?;
+/// task::Entity::update_many().col_expr(task::Column::Done, Expr::value(true)).exec(&db).await?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Recorder {
+    database: Arc<dyn Database>,
+    catalog: Arc<Catalog>,
+    log: Log,
+    context: Context,
+}
+
+/// How many connections read at once, unless [`RecorderOptions::max_readers`] says otherwise.
+const DEFAULT_MAX_READERS: u32 = 8;
+
+/// How to open a [`Recorder`].
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct RecorderOptions {
+    /// How many connections read at once. On SQLite one more writes. Default 8.
+    pub max_readers: u32,
+    /// How the log is followed.
+    pub log: crate::LogOptions,
+}
+
+impl Default for RecorderOptions {
+    fn default() -> Self {
+        Self { max_readers: DEFAULT_MAX_READERS, log: crate::LogOptions::default() }
+    }
+}
+
+impl Recorder {
+    /// Opens a database by its URL.
+    ///
+    /// A SQLite file is put into WAL mode. `sqlite::memory:` gives a private database in a temporary file that is removed with the last
+    /// clone.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Registry`] for entities that cannot be synced, [`ErrorKind::Setup`] for a URL of no supported database,
+    /// [`ErrorKind::Database`] where it cannot be reached. Whether the tables are there is known with the first write, or by
+    /// [`check`](Self::check): so migrations can run over [`unrecorded`](Self::unrecorded) first.
+    pub async fn connect(url: &str, registry: Registry) -> Result<Self> {
+        Self::connect_with(url, registry, RecorderOptions::default()).await
+    }
+
+    /// As [`connect`](Self::connect), with options.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub async fn connect_with(url: &str, registry: Registry, options: RecorderOptions) -> Result<Self> {
+        let catalog = registry.catalog()?;
+        if url.starts_with("sqlite:") {
+            let database = crate::sqlite::Sqlite::connect(url, options.max_readers, Arc::clone(&catalog)).await?;
+            return Ok(Self::assemble(Arc::new(database), catalog, options.log));
+        }
+        Err(Error::new(
+            ErrorKind::Setup,
+            "the database URL must start with `sqlite:`; other databases are not supported yet",
+        ))
+    }
+
+    /// Records over a connection that the caller has opened. On SQLite it writes on one more connection, opened with the same options.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub fn new(connection: &DatabaseConnection, registry: Registry) -> Result<Self> {
+        let catalog = registry.catalog()?;
+        if connection.get_database_backend() == DbBackend::Sqlite {
+            let pool = connection.get_sqlite_connection_pool();
+            let database = crate::sqlite::Sqlite::with_pool(pool, Arc::clone(&catalog))?;
+            return Ok(Self::assemble(Arc::new(database), catalog, crate::LogOptions::default()));
+        }
+        Err(Error::new(ErrorKind::Setup, "the connection is not one to SQLite; other databases are not supported yet"))
+    }
+
+    fn assemble(database: Arc<dyn Database>, catalog: Arc<Catalog>, options: crate::LogOptions) -> Self {
+        let log = Log::new(Arc::clone(&database), Arc::clone(&catalog), options);
+        Self { database, catalog, log, context: Context::default() }
+    }
+
+    /// The same connection, writing in this actor's name.
+    #[must_use]
+    pub fn acting_as(mut self, actor: Actor) -> Self {
+        self.context.actor = actor;
+        self
+    }
+
+    /// The same connection, writing what this replica already has.
+    #[must_use]
+    pub fn from(mut self, origin: Origin) -> Self {
+        self.context.origin = Some(origin);
+        self
+    }
+
+    /// The same connection, writing for this mutation of a client's.
+    #[must_use]
+    pub fn mutation(mut self, id: MutationId) -> Self {
+        self.context.mutation_id = Some(id);
+        self
+    }
+
+    /// The plain connection. What it writes is not recorded, and nobody who follows the log will know of it: for migrations, and for
+    /// statements that the recorder refuses and that change no synced row.
+    pub fn unrecorded(&self) -> &DatabaseConnection {
+        self.database.connection()
+    }
+
+    /// The changes that this database has recorded, from all its recorders.
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// The entities that are recorded.
+    pub fn catalog(&self) -> &Arc<Catalog> {
+        &self.catalog
+    }
+
+    /// Answers selects as JSON, all from one snapshot, one text per select. [`packed`](Self::packed) reads what is in it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Database`] and [`ErrorKind::Busy`] as they come.
+    pub async fn fetch(&self, selects: &[Select]) -> Result<Vec<String>> {
+        Ok(self.database.fetch(selects, false).await?.parts)
+    }
+
+    /// As [`fetch`](Self::fetch), with the cursor of the snapshot: following the log after it continues these rows exactly.
+    ///
+    /// # Errors
+    /// As [`fetch`](Self::fetch).
+    pub async fn fetch_at(&self, selects: &[Select]) -> Result<(Vec<String>, Cursor)> {
+        let fetched = self.database.fetch(selects, true).await?;
+        let cursor = fetched.cursor.expect("a fetch with a cursor gives one");
+        Ok((fetched.parts, cursor))
+    }
+
+    /// Reads the cells in what [`fetch`](Self::fetch) answers.
+    pub fn packed(&self) -> &'static dyn Packed {
+        self.database.packed()
+    }
+
+    /// Writes a filter as a SeaQuery condition on the rows of an entity's own table, for SeaORM queries on this connection.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Filter`] for a filter that nests too deeply.
+    pub fn condition(&self, entity: &EntityMeta, filter: &Filter) -> Result<Condition> {
+        filter.check_depth()?;
+        Ok(crate::sql::condition(self.database.dialect(), entity, filter))
+    }
+
+    /// Makes sure that writes can be recorded: connects, and looks for tables and columns.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Setup`] naming what is missing or cannot be captured; [`ErrorKind::Busy`] and [`ErrorKind::Database`] as they come.
+    pub async fn check(&self) -> Result<()> {
+        self.database.check().await
+    }
+
+    /// Closes the connections once what is running on them has ended.
+    pub async fn close(&self) {
+        self.log.stop().await;
+        self.database.close().await;
+    }
+}
+
+#[async_trait]
+impl ConnectionTrait for Recorder {
+    fn get_database_backend(&self) -> DbBackend {
+        self.database.dialect().backend()
+    }
+
+    async fn execute_raw(&self, statement: Statement) -> Result<ExecResult, DbErr> {
+        Ok(self.database.execute(statement, Text::One, &self.context).await?.result)
+    }
+
+    async fn execute_unprepared(&self, sql: &str) -> Result<ExecResult, DbErr> {
+        let statement = Statement::from_string(self.database.dialect().backend(), sql);
+        Ok(self.database.execute(statement, Text::Many, &self.context).await?.result)
+    }
+
+    async fn query_one_raw(&self, statement: Statement) -> Result<Option<QueryResult>, DbErr> {
+        Ok(self.database.execute(statement, Text::One, &self.context).await?.rows.into_iter().next())
+    }
+
+    async fn query_all_raw(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
+        Ok(self.database.execute(statement, Text::One, &self.context).await?.rows)
+    }
+}
+
+impl StreamTrait for Recorder {
+    type Stream<'a> = Pin<Box<dyn Stream<Item = Result<QueryResult, DbErr>> + Send + 'a>>;
+
+    fn get_database_backend(&self) -> DbBackend {
+        ConnectionTrait::get_database_backend(self)
+    }
+
+    fn stream_raw<'a>(&'a self, statement: Statement) -> BoxFuture<'a, Result<Self::Stream<'a>, DbErr>> {
+        Box::pin(async move { Ok(self.database.stream(statement, &self.context).await? as _) })
+    }
+}
+
+#[async_trait]
+impl TransactionTrait for Recorder {
+    type Transaction = RecorderTransaction;
+
+    async fn begin(&self) -> Result<RecorderTransaction, DbErr> {
+        self.begin_with_options(TransactionOptions::default()).await
+    }
+
+    async fn begin_with_config(
+        &self,
+        isolation_level: Option<IsolationLevel>,
+        access_mode: Option<AccessMode>,
+    ) -> Result<RecorderTransaction, DbErr> {
+        self.begin_with_options(TransactionOptions { isolation_level, access_mode, sqlite_transaction_mode: None })
+            .await
+    }
+
+    async fn begin_with_options(&self, options: TransactionOptions) -> Result<RecorderTransaction, DbErr> {
+        let session = self.database.begin(&self.context, options).await?;
+        Ok(RecorderTransaction::outermost(session, self.database.dialect().backend(), self.context.clone()))
+    }
+
+    async fn transaction<F, T, E>(&self, callback: F) -> Result<T, TransactionError<E>>
+    where
+        F: for<'c> FnOnce(&'c RecorderTransaction) -> Pin<Box<dyn Future<Output = Result<T, E>> + Send + 'c>> + Send,
+        T: Send,
+        E: std::fmt::Display + std::fmt::Debug + Send,
+    {
+        run(self.begin().await?, callback).await
+    }
+
+    async fn transaction_with_config<F, T, E>(
+        &self,
+        callback: F,
+        isolation_level: Option<IsolationLevel>,
+        access_mode: Option<AccessMode>,
+    ) -> Result<T, TransactionError<E>>
+    where
+        F: for<'c> FnOnce(&'c RecorderTransaction) -> Pin<Box<dyn Future<Output = Result<T, E>> + Send + 'c>> + Send,
+        T: Send,
+        E: std::fmt::Display + std::fmt::Debug + Send,
+    {
+        run(self.begin_with_config(isolation_level, access_mode).await?, callback).await
+    }
+}
+
+/// Commits when the callback succeeds, rolls back when it does not.
+async fn run<F, T, E>(transaction: RecorderTransaction, callback: F) -> Result<T, TransactionError<E>>
+where
+    F: for<'c> FnOnce(&'c RecorderTransaction) -> Pin<Box<dyn Future<Output = Result<T, E>> + Send + 'c>> + Send,
+    T: Send,
+    E: std::fmt::Display + std::fmt::Debug + Send,
+{
+    match callback(&transaction).await {
+        Ok(value) => {
+            transaction.commit().await?;
+            Ok(value)
+        }
+        Err(error) => {
+            transaction.rollback().await?;
+            Err(TransactionError::Transaction(error))
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! SQL for reads, written by hand so that one statement answers a whole tree of rows as one JSON value.
+//!
+//! Measured on SQLite through sqlx: a row costs a value copy per column and every statement a switch of threads, so fifty rows with two
+//! relations took 0.85 ms of CPU as three plain statements and 0.28 ms as one JSON statement.
+
+mod condition;
+mod select;
+
+use sea_orm::{
+    Condition, DbBackend,
+    sea_query::{Expr, Value},
+};
+
+pub use self::select::{Aggregate, Direction, Having, Item, Page, Select};
+pub(crate) use self::select::{write, write_rows};
+use crate::{
+    filter::{Comparison, Filter, Like},
+    registry::{ColumnMeta, EntityMeta, Kind},
+};
+
+/// A statement under construction: its text, and the values for its placeholders in the order of the text.
+#[derive(Debug, Default, Clone)]
+pub struct Sql {
+    /// The text.
+    pub text: String,
+    /// The values.
+    pub values: Vec<Value>,
+}
+
+impl Sql {
+    pub(crate) fn push(&mut self, text: &str) -> &mut Self {
+        self.text.push_str(text);
+        self
+    }
+
+    /// Writes a placeholder for the value.
+    pub(crate) fn bind(&mut self, dialect: &dyn Dialect, value: Value) -> &mut Self {
+        self.values.push(value);
+        dialect.placeholder(self.values.len(), &mut self.text);
+        self
+    }
+
+    /// Writes `alias.column`, quoted.
+    pub(crate) fn column(&mut self, dialect: &dyn Dialect, alias: &str, column: &str) -> &mut Self {
+        self.text.push_str(alias);
+        self.text.push('.');
+        dialect.identifier(column, &mut self.text);
+        self
+    }
+
+    /// Writes the items with a separator between them.
+    pub(crate) fn separated<T>(
+        &mut self,
+        separator: &str,
+        items: impl IntoIterator<Item = T>,
+        mut write: impl FnMut(&mut Self, T),
+    ) -> &mut Self {
+        for (index, item) in items.into_iter().enumerate() {
+            if index > 0 {
+                self.push(separator);
+            }
+            write(self, item);
+        }
+        self
+    }
+}
+
+/// What one database says differently from another.
+///
+/// The JSON that `packed` and the array functions produce is the database's own and not yet canonical: the dialect's database module reads
+/// it back by column kind.
+pub(crate) trait Dialect: Send + Sync + 'static {
+    /// Which family of databases.
+    fn backend(&self) -> DbBackend;
+
+    /// Writes a quoted identifier.
+    fn identifier(&self, name: &str, out: &mut String);
+
+    /// Writes the placeholder for the value at this position, counted from 1.
+    fn placeholder(&self, position: usize, out: &mut String);
+
+    /// Wraps an expression for a column so that it can stand inside a JSON array without loss.
+    fn packed(&self, kind: &Kind, expression: &str, out: &mut String);
+
+    /// The function that makes a JSON array of its arguments.
+    fn json_array(&self) -> &'static str;
+
+    /// The aggregate function that makes a JSON array of its rows.
+    fn json_array_of_rows(&self) -> &'static str;
+
+    /// Writes `LIMIT` and `OFFSET`. Without a limit this still has to keep the database from reordering the rows.
+    fn limit(&self, limit: Option<u64>, offset: u64, sql: &mut Sql);
+
+    /// Writes a comparison of a column with a value of its type.
+    fn compare(&self, column: Column<'_>, comparison: Comparison, value: &Value, sql: &mut Sql);
+
+    /// Writes `column IN (…)`. There is at least one value.
+    fn is_in(&self, column: Column<'_>, values: &[Value], sql: &mut Sql);
+
+    /// Writes `column BETWEEN low AND high`.
+    fn between(&self, column: Column<'_>, low: &Value, high: &Value, sql: &mut Sql);
+
+    /// Writes a match of a text column with a pattern.
+    fn like(&self, column: Column<'_>, like: &Like, sql: &mut Sql);
+
+    /// Writes a comparison that leaves the case of ASCII letters aside.
+    fn equals_ignoring_case(&self, column: Column<'_>, text: &str, sql: &mut Sql);
+
+    /// Writes what to order by for a column.
+    fn order_by(&self, column: Column<'_>, sql: &mut Sql);
+}
+
+/// A column in the scope of a statement.
+#[derive(Clone, Copy)]
+pub(crate) struct Column<'a> {
+    pub(crate) alias: &'a str,
+    pub(crate) meta: &'a ColumnMeta,
+}
+
+impl Column<'_> {
+    pub(crate) fn write(self, dialect: &dyn Dialect, sql: &mut Sql) {
+        sql.column(dialect, self.alias, self.meta.name);
+    }
+}
+
+/// A filter as a condition for SeaQuery, on the rows of the entity's own table under its own name.
+pub(crate) fn condition(dialect: &dyn Dialect, entity: &EntityMeta, filter: &Filter) -> Condition {
+    if filter.is_all() {
+        return Condition::all();
+    }
+    let mut alias = String::new();
+    table(dialect, entity, &mut alias);
+    let mut sql = Sql::default();
+    condition::write(dialect, entity, &alias, filter, &mut sql);
+    // SeaQuery reads a doubled question mark as one that is no placeholder; ours are all placeholders.
+    Condition::all().add(Expr::cust_with_values(sql.text, sql.values))
+}
+
+pub(crate) fn table(dialect: &dyn Dialect, entity: &EntityMeta, out: &mut String) {
+    if let Some(schema) = &entity.schema {
+        dialect.identifier(schema, out);
+        out.push('.');
+    }
+    dialect.identifier(entity.name, out);
+}
+
+impl Comparison {
+    pub(crate) fn operator(self) -> &'static str {
+        match self {
+            Self::Equal => "=",
+            Self::NotEqual => "<>",
+            Self::Less => "<",
+            Self::LessOrEqual => "<=",
+            Self::Greater => ">",
+            Self::GreaterOrEqual => ">=",
+        }
+    }
+}

@@ -1,0 +1,214 @@
+use chrono::{DateTime, Days};
+use sea_orm::{DbBackend, sea_query::Value};
+
+use crate::{
+    cell,
+    filter::{Comparison, Like},
+    registry::Kind,
+    sql::{Column, Dialect, Sql},
+};
+
+/// SQLite's SQL.
+pub(crate) struct SqliteDialect;
+
+impl Dialect for SqliteDialect {
+    fn backend(&self) -> DbBackend {
+        DbBackend::Sqlite
+    }
+
+    fn identifier(&self, name: &str, out: &mut String) {
+        out.push('"');
+        for c in name.chars() {
+            if c == '"' {
+                out.push('"');
+            }
+            out.push(c);
+        }
+        out.push('"');
+    }
+
+    fn placeholder(&self, _position: usize, out: &mut String) {
+        out.push('?');
+    }
+
+    /// SQLite's JSON functions write floats with 15 digits, which loses some, and refuse blobs.
+    fn packed(&self, kind: &Kind, expression: &str, out: &mut String) {
+        let (before, between, after) = match kind {
+            Kind::Float | Kind::Double | Kind::Decimal => {
+                ("CASE typeof(", ") WHEN 'real' THEN format('%!.17g', {}) ELSE {} END", "")
+            }
+            Kind::Bytes => ("CASE WHEN ", " IS NOT NULL THEN hex({}) END", ""),
+            Kind::Uuid => ("CASE typeof(", ") WHEN 'blob' THEN hex({}) ELSE {} END", ""),
+            _ => ("", "", ""),
+        };
+        out.push_str(before);
+        out.push_str(expression);
+        out.push_str(&between.replace("{}", expression));
+        out.push_str(after);
+    }
+
+    fn json_array(&self) -> &'static str {
+        "json_array"
+    }
+
+    fn json_array_of_rows(&self) -> &'static str {
+        "json_group_array"
+    }
+
+    fn limit(&self, limit: Option<u64>, offset: u64, sql: &mut Sql) {
+        let bigint = |value: u64| Value::BigInt(Some(i64::try_from(value).unwrap_or(i64::MAX)));
+        match limit {
+            None => {
+                sql.push(" LIMIT -1");
+            }
+            Some(limit) => {
+                sql.push(" LIMIT ").bind(self, bigint(limit));
+            }
+        }
+        if offset > 0 {
+            sql.push(" OFFSET ").bind(self, bigint(offset));
+        }
+    }
+
+    fn compare(&self, column: Column<'_>, comparison: Comparison, value: &Value, sql: &mut Sql) {
+        match column.meta.kind {
+            Kind::DateTime | Kind::Timestamp | Kind::TimestampTz => {
+                let Some(instant) = instant_of(value) else {
+                    sql.push("NULL");
+                    return;
+                };
+                sql.push("(");
+                let (from, to) = match comparison {
+                    Comparison::Equal => (true, true),
+                    Comparison::NotEqual => (false, false),
+                    Comparison::Less | Comparison::LessOrEqual => (false, true),
+                    Comparison::Greater | Comparison::GreaterOrEqual => (true, false),
+                };
+                coarse_range(self, column, from.then_some(instant), to.then_some(instant), sql);
+                instant_column(self, column, sql);
+                sql.push(" ").push(comparison.operator()).push(" ");
+                bind_instant(self, instant, sql);
+                sql.push(")");
+            }
+            Kind::Json => {
+                sql.push("CASE WHEN json_valid(");
+                column.write(self, sql);
+                sql.push(") THEN json(");
+                column.write(self, sql);
+                sql.push(") END ").push(comparison.operator()).push(" json(").bind(self, value.clone()).push(")");
+            }
+            _ => {
+                column.write(self, sql);
+                sql.push(" ").push(comparison.operator()).push(" ").bind(self, operand(&column.meta.kind, value));
+            }
+        }
+    }
+
+    fn is_in(&self, column: Column<'_>, values: &[Value], sql: &mut Sql) {
+        match column.meta.kind {
+            Kind::DateTime | Kind::Timestamp | Kind::TimestampTz | Kind::Json => {
+                sql.push("(");
+                sql.separated(" OR ", values, |sql, value| self.compare(column, Comparison::Equal, value, sql));
+                sql.push(")");
+            }
+            _ => {
+                column.write(self, sql);
+                sql.push(" IN (");
+                sql.separated(", ", values, |sql, value| {
+                    sql.bind(self, operand(&column.meta.kind, value));
+                });
+                sql.push(")");
+            }
+        }
+    }
+
+    fn between(&self, column: Column<'_>, low: &Value, high: &Value, sql: &mut Sql) {
+        sql.push("(");
+        self.compare(column, Comparison::GreaterOrEqual, low, sql);
+        sql.push(" AND ");
+        self.compare(column, Comparison::LessOrEqual, high, sql);
+        sql.push(")");
+    }
+
+    fn like(&self, column: Column<'_>, like: &Like, sql: &mut Sql) {
+        column.write(self, sql);
+        sql.push(" LIKE ").bind(self, Value::String(Some(like.pattern.clone())));
+        if let Some(escape) = like.escape {
+            sql.push(" ESCAPE ").bind(self, Value::String(Some(escape.to_string())));
+        }
+    }
+
+    fn equals_ignoring_case(&self, column: Column<'_>, text: &str, sql: &mut Sql) {
+        sql.push("lower(");
+        column.write(self, sql);
+        sql.push(") = ").bind(self, Value::String(Some(text.to_ascii_lowercase())));
+    }
+
+    /// Times order by their stored text, so that an index serves. That is their true order as long as a column keeps to one form,
+    /// as everything written through SeaORM does.
+    fn order_by(&self, column: Column<'_>, sql: &mut Sql) {
+        column.write(self, sql);
+    }
+}
+
+/// Decimals live in REAL columns, so they compare as floats; a decimal bound as text would compare as text in a column without a numeric
+/// affinity.
+fn operand(kind: &Kind, value: &Value) -> Value {
+    match (kind, value) {
+        (Kind::Decimal, Value::Decimal(decimal)) => {
+            Value::Double(decimal.and_then(|decimal| rust_decimal::prelude::ToPrimitive::to_f64(&decimal)))
+        }
+        _ => value.clone(),
+    }
+}
+
+fn instant_of(value: &Value) -> Option<(i64, u32)> {
+    let mut text = String::new();
+    cell::write_value(value, &mut text).then(|| cell::instant(&cell::text(&text)))?
+}
+
+/// SQLite keeps times as text in one of several forms (`T` or space, with and without an offset or a fraction), often mixed in one column:
+/// SeaORM writes RFC 3339, `CURRENT_TIMESTAMP` a plain form. This is the pair of whole seconds since 1970 and nanoseconds, which compares
+/// as time does. The fraction is taken from the text because SQLite's own functions round it to milliseconds, upwards over the second.
+fn instant_column(dialect: &dyn Dialect, column: Column<'_>, sql: &mut Sql) {
+    let c = |sql: &mut Sql| column.write(dialect, sql);
+    sql.push("(unixepoch(substr(");
+    c(sql);
+    sql.push(", 1, 19)");
+    if column.meta.kind != Kind::DateTime {
+        sql.push(" || CASE WHEN ");
+        c(sql);
+        sql.push(" GLOB '????-??-??*[+-][0-9][0-9]:[0-9][0-9]' THEN substr(");
+        c(sql);
+        sql.push(", -6) ELSE '' END");
+    }
+    sql.push("), CAST(round(CAST('0' || substr(");
+    c(sql);
+    sql.push(", 20) AS REAL) * 1e9) AS INTEGER))");
+}
+
+fn bind_instant(dialect: &dyn Dialect, (seconds, nanos): (i64, u32), sql: &mut Sql) {
+    sql.push("(").bind(dialect, Value::BigInt(Some(seconds))).push(", ");
+    sql.bind(dialect, Value::BigInt(Some(i64::from(nanos)))).push(")");
+}
+
+/// Every form starts with the local date, so the text of a day that is surely earlier (or later) bounds the column as it stands, and an
+/// index on it can serve. Offsets reach at most a day either way.
+fn coarse_range(
+    dialect: &dyn Dialect,
+    column: Column<'_>,
+    from: Option<(i64, u32)>,
+    to: Option<(i64, u32)>,
+    sql: &mut Sql,
+) {
+    let day = |(seconds, _): (i64, u32)| DateTime::from_timestamp(seconds, 0).map(|instant| instant.date_naive());
+    let plain = |date: &chrono::NaiveDate| (0..=9999).contains(&chrono::Datelike::year(date));
+    let bound = |operator: &str, date: Option<chrono::NaiveDate>, sql: &mut Sql| {
+        if let Some(date) = date.filter(plain) {
+            column.write(dialect, sql);
+            sql.push(operator).bind(dialect, Value::String(Some(date.format("%F").to_string()))).push(" AND ");
+        }
+    };
+    bound(" >= ", from.and_then(day).and_then(|date| date.checked_sub_days(Days::new(2))), sql);
+    bound(" < ", to.and_then(day).and_then(|date| date.checked_add_days(Days::new(2))), sql);
+}

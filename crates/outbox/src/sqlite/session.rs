@@ -1,0 +1,146 @@
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use async_trait::async_trait;
+use futures_util::StreamExt;
+use sea_orm::{DbBackend, DbErr, QueryResult, Statement};
+use sqlx::{Row, sqlite::SqliteQueryResult};
+use tokio::sync::{Mutex, MutexGuard, Notify};
+
+use super::{
+    dialect::SqliteDialect,
+    refused,
+    statement::{Plan, Plans},
+    writer::{Connection, Turn},
+};
+use crate::{
+    context::Context,
+    database::{Executed, Rows, Session, Text},
+    error::Result,
+    registry::Catalog,
+    sql::{self, Select, Sql},
+};
+
+/// A transaction on the writing connection. Dropped unfinished, its turn rolls it back.
+pub(super) struct SqliteSession {
+    turn: Mutex<Option<Turn>>,
+    /// The lowest savepoint level that was dropped and not yet rolled back; 0 for none.
+    abandoned: AtomicU32,
+    catalog: Arc<Catalog>,
+    plans: Arc<Plans>,
+    doorbell: Arc<Notify>,
+}
+
+impl fmt::Debug for SqliteSession {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SqliteSession")
+    }
+}
+
+impl SqliteSession {
+    pub(super) fn new(turn: Turn, catalog: Arc<Catalog>, plans: Arc<Plans>, doorbell: Arc<Notify>) -> Self {
+        Self { turn: Mutex::new(Some(turn)), abandoned: AtomicU32::new(0), catalog, plans, doorbell }
+    }
+
+    async fn turn(&self) -> Result<Held<'_>, DbErr> {
+        let mut guard = self.turn.lock().await;
+        let Some(turn) = guard.as_mut() else {
+            return Err(DbErr::Custom("tidewire: the transaction has ended".into()));
+        };
+        let level = self.abandoned.swap(0, Ordering::AcqRel);
+        if level > 0 {
+            turn.connection().control(rollback_to(level)).await?;
+        }
+        Ok(Held(guard))
+    }
+
+    async fn end(&self) -> Option<Turn> {
+        self.turn.lock().await.take()
+    }
+}
+
+struct Held<'a>(MutexGuard<'a, Option<Turn>>);
+
+impl Held<'_> {
+    fn connection(&mut self) -> &mut Connection {
+        self.0.as_mut().expect("checked when taken").connection()
+    }
+}
+
+fn rollback_to(level: u32) -> String {
+    format!("ROLLBACK TO tidewire_{level}; RELEASE tidewire_{level}")
+}
+
+#[async_trait]
+impl Session for SqliteSession {
+    async fn execute(&self, statement: Statement, _text: Text, context: &Context) -> Result<Executed, DbErr> {
+        let mut held = self.turn().await?;
+        let plan = self.plans.get(&statement.sql, held.connection().replace_is_seen());
+        let (result, rows) = match plan {
+            Plan::Refuse(why) => return Err(refused(why)),
+            Plan::Read => (SqliteQueryResult::default(), held.connection().read(statement).await?),
+            Plan::Write { statements } => {
+                let outcome = held.connection().write(statement, statements, context).await?;
+                (outcome.result, outcome.rows)
+            }
+        };
+        Ok(Executed { result: result.into(), rows: rows.into_iter().map(QueryResult::from).collect() })
+    }
+
+    async fn stream<'a>(&'a self, statement: Statement, context: &'a Context) -> Result<Rows<'a>, DbErr> {
+        // The connection is one, so the rows are read whole before anything else can run on it.
+        let executed = self.execute(statement, Text::One, context).await?;
+        Ok(futures_util::stream::iter(executed.rows.into_iter().map(Ok)).boxed())
+    }
+
+    async fn fetch(&self, select: &Select) -> Result<String> {
+        let mut sql = Sql::default();
+        sql::write(&SqliteDialect, &self.catalog, select, &mut sql);
+        let statement = Statement::from_sql_and_values(DbBackend::Sqlite, sql.text, sql.values);
+        let rows = self.turn().await?.connection().read(statement).await?;
+        let row = rows.first().ok_or_else(|| DbErr::RecordNotFound("a JSON select gave no row".into()))?;
+        row.try_get(0).map_err(super::database_error)
+    }
+
+    async fn savepoint(&self, level: u32) -> Result<(), DbErr> {
+        self.turn().await?.connection().control(format!("SAVEPOINT tidewire_{level}")).await
+    }
+
+    async fn release(&self, level: u32) -> Result<(), DbErr> {
+        self.turn().await?.connection().control(format!("RELEASE tidewire_{level}")).await
+    }
+
+    async fn rollback_to(&self, level: u32) -> Result<(), DbErr> {
+        self.turn().await?.connection().control(rollback_to(level)).await
+    }
+
+    fn abandon(&self, level: u32) {
+        // Levels end inside out, so the lowest one undoes those above it.
+        let _ = self.abandoned.fetch_update(Ordering::AcqRel, Ordering::Acquire, |pending| {
+            Some(if pending == 0 { level } else { pending.min(level) })
+        });
+    }
+
+    async fn commit(&self) -> Result<(), DbErr> {
+        self.turn().await?.connection().commit().await?;
+        self.end().await;
+        self.doorbell.notify_one();
+        Ok(())
+    }
+
+    async fn rollback(&self) -> Result<(), DbErr> {
+        let ended = self.turn().await?.connection().rollback().await;
+        self.end().await;
+        ended
+    }
+
+    async fn own(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
+        let rows = self.turn().await?.connection().read(statement).await?;
+        Ok(rows.into_iter().map(QueryResult::from).collect())
+    }
+}

@@ -1,0 +1,371 @@
+//! The one connection of this process that writes.
+//!
+//! SQLite has one writer at a time. Writers of one process queue here, first come first served, where SQLite itself would let them
+//! sleep and try again; writers of other processes are waited for by SQLite's busy timeout.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::TryStreamExt;
+use sea_orm::{DbErr, RuntimeErr, Statement, sea_query::Value};
+use sea_query_sqlx::SqlxValues;
+use sqlx::{
+    AssertSqlSafe, ConnectOptions, Connection as _, Either, Executor, SqliteConnection,
+    sqlite::{SqliteConnectOptions, SqliteQueryResult, SqliteRow},
+};
+use tokio::sync::{Mutex, OwnedMutexGuard};
+
+use super::{schema, triggers};
+use crate::{context::Context, error::Result, registry::Catalog};
+
+/// How long a writer waits for its turn within this process before it gives up.
+const TURN_TIMEOUT: Duration = Duration::from_secs(30);
+
+#[derive(Debug)]
+pub(super) struct Writer {
+    connection: Arc<Mutex<Option<Connection>>>,
+    options: SqliteConnectOptions,
+    catalog: Arc<Catalog>,
+}
+
+/// The writing connection, held by one writer at a time.
+#[derive(Debug)]
+pub(super) struct Connection {
+    sqlite: SqliteConnection,
+    /// Set while a transaction may be open, so that whoever comes next ends one that was abandoned.
+    open: bool,
+    /// What the context table holds for the running transaction.
+    context: Option<Context>,
+    has_triggers: bool,
+}
+
+/// The right to write, until dropped. A transaction that is still open then is rolled back at once, so that it does not keep other
+/// processes waiting.
+pub(super) struct Turn(Option<OwnedMutexGuard<Option<Connection>>>);
+
+/// What a text's own statements gave.
+#[derive(Default)]
+pub(super) struct Outcome {
+    pub(super) result: SqliteQueryResult,
+    pub(super) rows: Vec<SqliteRow>,
+}
+
+impl Writer {
+    pub(super) fn new(options: SqliteConnectOptions, catalog: Arc<Catalog>) -> Self {
+        Self { connection: Arc::default(), options, catalog }
+    }
+
+    /// Waits for the right to write. The first to come opens the connection and puts the triggers in place.
+    pub(super) async fn turn(&self) -> Result<Turn, DbErr> {
+        let lock = tokio::time::timeout(TURN_TIMEOUT, Arc::clone(&self.connection).lock_owned());
+        let mut guard = lock.await.map_err(|_| {
+            DbErr::Custom(format!(
+                "tidewire: waited {} s for another write of this process to end. Is a transaction open in the same task?",
+                TURN_TIMEOUT.as_secs()
+            ))
+        })?;
+        match &mut *guard {
+            Some(connection) => connection.recover().await?,
+            empty => {
+                *empty = Some(Connection::open(&self.options, &self.catalog).await.map_err(DbErr::from)?);
+            }
+        }
+        Ok(Turn(Some(guard)))
+    }
+
+    /// Ends the connection. A later writer opens it anew.
+    pub(super) async fn close(&self) {
+        if let Some(connection) = self.connection.lock().await.take() {
+            let _ = connection.sqlite.close().await;
+        }
+    }
+}
+
+impl Turn {
+    pub(super) fn connection(&mut self) -> &mut Connection {
+        self.0.as_mut().and_then(|guard| guard.as_mut()).expect("a turn holds an open connection")
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let Some(mut guard) = self.0.take() else { return };
+        let open = guard.as_ref().is_some_and(|connection| connection.open);
+        // Without a runtime the next turn does it.
+        if open && let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                if let Some(connection) = guard.as_mut()
+                    && let Err(error) = connection.rollback().await
+                {
+                    tracing::warn!(%error, "an abandoned transaction could not be rolled back; the next write tries again");
+                }
+            });
+        }
+    }
+}
+
+impl Connection {
+    async fn open(options: &SqliteConnectOptions, catalog: &Catalog) -> Result<Self> {
+        let mut sqlite = options.connect().await.map_err(super::database_error)?;
+        let found = schema::inspect(&mut sqlite, catalog).await?;
+        let mut setup = String::from(triggers::CONTEXT_TABLE);
+        // With recursive triggers a REPLACE fires delete triggers. Triggers of the application's own may not be made for recursion.
+        setup.push_str(if found.has_triggers {
+            "PRAGMA recursive_triggers = OFF;"
+        } else {
+            "PRAGMA recursive_triggers = ON;"
+        });
+        for entity in catalog.entities() {
+            setup.push_str(&triggers::triggers(entity));
+        }
+        sqlite.execute(AssertSqlSafe(setup)).await.map_err(super::database_error)?;
+        begin_epoch(&mut sqlite).await?;
+        Ok(Self { sqlite, open: false, context: None, has_triggers: found.has_triggers })
+    }
+
+    /// Whether the triggers see the rows that `REPLACE` removes.
+    pub(super) fn replace_is_seen(&self) -> bool {
+        !self.has_triggers
+    }
+
+    /// Rolls back what an abandoned writer left open.
+    async fn recover(&mut self) -> Result<(), DbErr> {
+        if self.open {
+            self.rollback().await?;
+        }
+        Ok(())
+    }
+
+    /// Runs a text of so many statements in a transaction of its own: one message to SQLite, as a plain statement is.
+    pub(super) async fn autocommit(
+        &mut self,
+        statement: Statement,
+        statements: usize,
+        context: &Context,
+    ) -> Result<Outcome, DbErr> {
+        self.open = true;
+        let mut batch = Batch::new(statement);
+        batch.before("BEGIN IMMEDIATE");
+        batch.set_context(context, true);
+        batch.own(statements);
+        if self.has_triggers {
+            batch.after(triggers::COALESCE, triggers::COALESCE_STATEMENTS);
+        }
+        batch.after("COMMIT", 1);
+        let outcome = batch.run(&mut self.sqlite).await;
+        if outcome.is_ok() {
+            self.open = false;
+        } else {
+            self.rollback().await?;
+        }
+        outcome
+    }
+
+    /// Opens a transaction.
+    pub(super) async fn begin(&mut self, context: &Context) -> Result<(), DbErr> {
+        self.open = true;
+        let mut batch = Batch::new(Statement::from_string(sea_orm::DbBackend::Sqlite, ""));
+        batch.before("BEGIN IMMEDIATE");
+        batch.set_context(context, true);
+        if let Err(error) = batch.run(&mut self.sqlite).await {
+            self.rollback().await?;
+            return Err(error);
+        }
+        self.context = Some(context.clone());
+        Ok(())
+    }
+
+    /// Runs a text of so many statements inside the open transaction.
+    pub(super) async fn write(
+        &mut self,
+        statement: Statement,
+        statements: usize,
+        context: &Context,
+    ) -> Result<Outcome, DbErr> {
+        let mut batch = Batch::new(statement);
+        // With triggers about, each statement notes where it began, so that its steps can be told from earlier ones.
+        if self.has_triggers || self.context.as_ref() != Some(context) {
+            self.context = None;
+            batch.set_context(context, false);
+        }
+        batch.own(statements);
+        if self.has_triggers {
+            batch.after(triggers::COALESCE, triggers::COALESCE_STATEMENTS);
+        }
+        let outcome = batch.run(&mut self.sqlite).await?;
+        self.context = Some(context.clone());
+        Ok(outcome)
+    }
+
+    /// Runs a statement that only reads, or that writes Tidewire's own tables.
+    pub(super) async fn read(&mut self, statement: Statement) -> Result<Vec<SqliteRow>, DbErr> {
+        let values = statement.values.unwrap_or_else(|| sea_orm::sea_query::Values(Vec::new()));
+        self.sqlite
+            .fetch_all(sqlx::query_with(AssertSqlSafe(statement.sql), SqlxValues(values)))
+            .await
+            .map_err(exec_error)
+    }
+
+    /// Runs statements of ours in a transaction of their own; answers how many rows the last one touched.
+    pub(super) async fn maintain(&mut self, sql: &str) -> Result<u64, DbErr> {
+        self.open = true;
+        let mut run = async || {
+            self.control("BEGIN IMMEDIATE".into()).await?;
+            let mut touched = 0;
+            let mut steps = self.sqlite.fetch_many(AssertSqlSafe(sql.to_owned()));
+            while let Some(step) = steps.try_next().await.map_err(exec_error)? {
+                if let Either::Left(result) = step {
+                    touched = result.rows_affected();
+                }
+            }
+            drop(steps);
+            self.commit().await?;
+            Ok(touched)
+        };
+        let done = run().await;
+        if done.is_err() {
+            self.rollback().await?;
+        }
+        done
+    }
+
+    /// Ends the transaction and keeps its changes.
+    pub(super) async fn commit(&mut self) -> Result<(), DbErr> {
+        self.control("COMMIT".into()).await?;
+        self.open = false;
+        Ok(())
+    }
+
+    /// Ends the transaction, if one is open, without its changes.
+    pub(super) async fn rollback(&mut self) -> Result<(), DbErr> {
+        self.context = None;
+        // SQLite ends a transaction by itself after some errors (a full disk); then there is nothing left to roll back.
+        match self.control("ROLLBACK".into()).await {
+            Err(DbErr::Exec(RuntimeErr::SqlxError(error)))
+                if error.to_string().contains("no transaction is active") => {}
+            other => other?,
+        }
+        self.open = false;
+        Ok(())
+    }
+
+    /// Runs a statement that steers the transaction.
+    pub(super) async fn control(&mut self, sql: String) -> Result<(), DbErr> {
+        self.sqlite.execute(AssertSqlSafe(sql)).await.map_err(exec_error)?;
+        Ok(())
+    }
+}
+
+/// Statements that go to SQLite as one message, with one list of values.
+struct Batch {
+    text: String,
+    own: String,
+    values: Vec<Value>,
+    /// How many statements stand before the caller's own.
+    before: usize,
+    /// How many are the caller's.
+    owned: usize,
+    /// How many there are in all.
+    statements: usize,
+}
+
+impl Batch {
+    fn new(statement: Statement) -> Self {
+        Self {
+            text: String::new(),
+            own: statement.sql,
+            values: statement.values.map_or_else(Vec::new, |values| values.0),
+            before: 0,
+            owned: 0,
+            statements: 0,
+        }
+    }
+
+    fn before(&mut self, sql: &str) {
+        self.text.push_str(sql);
+        self.text.push(';');
+        self.before += 1;
+        self.statements += 1;
+    }
+
+    /// Tells the triggers the context. The values stand behind the caller's and are named by number, so the caller's placeholders keep
+    /// their places.
+    fn set_context(&mut self, context: &Context, begins: bool) {
+        let first = self.values.len() + 1;
+        let begin = if begins {
+            "tx = coalesce((SELECT seq + 1 FROM sqlite_sequence WHERE name = 'tidewire_outbox'), 1), \
+             at = CAST(unixepoch('subsec') * 1000 AS INTEGER), "
+        } else {
+            ""
+        };
+        self.before(&format!(
+            "UPDATE tidewire_context SET {begin}since = coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'tidewire_outbox'), 0), \
+             actor = ${}, origin = ${}, mutation_id = ${}",
+            first,
+            first + 1,
+            first + 2
+        ));
+        self.values.push(Value::String(Some(context.actor.as_str().to_owned())));
+        self.values.push(Value::String(context.origin.as_ref().map(|origin| origin.as_str().to_owned())));
+        self.values.push(Value::String(context.mutation_id.as_ref().map(|id| id.as_str().to_owned())));
+    }
+
+    fn own(&mut self, statements: usize) {
+        let own = std::mem::take(&mut self.own);
+        self.text.push_str(&own);
+        // A new line, in case the caller's text ends in a comment.
+        self.text.push_str("\n;");
+        self.owned = statements;
+        self.statements += statements;
+    }
+
+    fn after(&mut self, sql: &str, statements: usize) {
+        self.text.push_str(sql);
+        self.text.push(';');
+        self.statements += statements;
+    }
+
+    async fn run(self, sqlite: &mut SqliteConnection) -> Result<Outcome, DbErr> {
+        let values = SqlxValues(sea_orm::sea_query::Values(self.values));
+        let mut steps = sqlite.fetch_many(sqlx::query_with(AssertSqlSafe(self.text), values));
+        let mut outcome = Outcome::default();
+        let mut index = 0;
+        while let Some(step) = steps.try_next().await.map_err(exec_error)? {
+            let own = (self.before..self.before + self.owned).contains(&index);
+            match step {
+                Either::Left(result) => {
+                    if own {
+                        outcome.result.extend([result]);
+                    }
+                    index += 1;
+                }
+                Either::Right(row) if own => outcome.rows.push(row),
+                Either::Right(_) => {}
+            }
+        }
+        drop(steps);
+        if index != self.statements {
+            return Err(DbErr::Custom(
+                "tidewire: a text held another number of statements than was read from it".into(),
+            ));
+        }
+        Ok(outcome)
+    }
+}
+
+/// Starts a new epoch: from here on, the log is this process's history.
+async fn begin_epoch(sqlite: &mut SqliteConnection) -> Result<()> {
+    let epoch = i64::from_be_bytes(uuid::Uuid::new_v4().into_bytes()[..8].try_into().expect("eight bytes of sixteen"));
+    sqlx::query(
+        "INSERT INTO tidewire_epoch (epoch, since, at) VALUES
+         (?, coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'tidewire_outbox'), 0), unixepoch() * 1000)",
+    )
+    .bind(epoch)
+    .execute(sqlite)
+    .await
+    .map_err(super::database_error)?;
+    Ok(())
+}
+
+fn exec_error(error: sqlx::Error) -> DbErr {
+    DbErr::Exec(RuntimeErr::SqlxError(Arc::new(error)))
+}
