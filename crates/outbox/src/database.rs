@@ -186,7 +186,7 @@ pub struct Pruned {
 /// What the outbox holds.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Stats {
-    /// How many changes it holds.
+    /// How many changes it holds, at most: counted by their numbers, which may have holes.
     pub changes: u64,
     /// The number of the oldest.
     pub oldest_seq: Option<u64>,
@@ -194,6 +194,8 @@ pub struct Stats {
     pub newest_seq: Option<u64>,
     /// When the oldest was written.
     pub oldest_at: Option<DateTime<Utc>>,
+    /// When the newest was written.
+    pub newest_at: Option<DateTime<Utc>>,
     /// Up to which number retention has removed changes.
     pub trimmed_through: u64,
 }

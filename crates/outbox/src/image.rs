@@ -4,7 +4,9 @@ use sea_orm::{DbErr, EntityTrait, TryIntoModel};
 
 use crate::{
     cell,
+    database::Packed,
     error::{Error, ErrorKind, Result},
+    json::Scanner,
     registry::{self, EntityMeta},
 };
 
@@ -20,6 +22,31 @@ pub struct Image {
 }
 
 impl Image {
+    /// Builds an image from its cells, in column order.
+    pub fn from_cells<'a>(cells: impl IntoIterator<Item = Option<&'a str>>) -> Self {
+        let mut image = ImageBuilder::default();
+        for cell in cells {
+            image.text.push_str(cell.unwrap_or_default());
+            image.end_cell();
+        }
+        image.finish()
+    }
+
+    /// Reads an image from a row's array of packed cells, one for each column of the entity, in order.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] where the array has another shape.
+    pub fn from_packed(entity: &EntityMeta, packed: &dyn Packed, scanner: &mut Scanner<'_>) -> Result<Self> {
+        let mut image = ImageBuilder::with_capacity(entity.columns.len(), 64);
+        for column in &entity.columns {
+            scanner.next_item()?;
+            packed.write_canonical(&column.kind, scanner.value()?, &mut image.text);
+            image.end_cell();
+        }
+        scanner.take(b']');
+        Ok(image.finish())
+    }
+
     /// The cell of the column at this index, or `None` for SQL NULL.
     pub fn cell(&self, column: usize) -> Option<&str> {
         let start = if column == 0 { 0 } else { self.ends[column - 1] };

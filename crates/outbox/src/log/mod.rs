@@ -92,6 +92,12 @@ struct Shared {
 /// What the tail of this process has done and holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TailStats {
+    /// Whether it runs. It starts with the first who follows.
+    pub running: bool,
+    /// The number of the newest change that it has read, or that was there when it started.
+    pub newest_seq: Option<u64>,
+    /// When the newest change that it has read was written.
+    pub newest_at: Option<DateTime<Utc>>,
     /// Transactions that it has read.
     pub transactions: u64,
     /// Changes in them.
@@ -178,6 +184,9 @@ impl Log {
         let Some(shared) = self.inner.shared.get() else { return TailStats { healthy: true, ..TailStats::default() } };
         let ring = shared.ring.read().unwrap_or_else(PoisonError::into_inner);
         TailStats {
+            running: true,
+            newest_seq: Some(ring.end().position().1),
+            newest_at: ring.newest_at(),
             transactions: shared.transactions.load(Ordering::Relaxed),
             changes: shared.changes.load(Ordering::Relaxed),
             ring_transactions: ring.len() as u64,

@@ -1,5 +1,7 @@
 use std::{collections::VecDeque, sync::Arc};
 
+use chrono::{DateTime, Utc};
+
 use crate::{change::Transaction, cursor::Cursor};
 
 /// The newest transactions, decoded once and kept for all who follow.
@@ -70,6 +72,11 @@ impl Ring {
 
     pub(super) fn end(&self) -> &Cursor {
         &self.end
+    }
+
+    /// When the newest change was written.
+    pub(super) fn newest_at(&self) -> Option<DateTime<Utc>> {
+        Some(self.entries.back()?.changes.last()?.at)
     }
 
     pub(super) fn len(&self) -> usize {

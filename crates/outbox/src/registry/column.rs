@@ -85,6 +85,12 @@ pub struct ColumnMeta {
 }
 
 impl ColumnMeta {
+    /// A column like this one that holds what is computed from it: of that kind, and null where there is nothing to compute from.
+    #[must_use]
+    pub fn computed(&self, kind: Kind) -> Self {
+        Self { kind, nullable: true, ..self.clone() }
+    }
+
     /// SQL NULL, typed for this column.
     pub fn null(&self) -> Value {
         crate::cell::null(&self.value_type)

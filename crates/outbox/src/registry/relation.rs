@@ -28,6 +28,13 @@ pub struct RelationMeta {
     pub(crate) condition: Option<ExtraCondition>,
 }
 
+impl RelationMeta {
+    /// Whether more than equal columns must hold between the two rows.
+    pub fn has_condition(&self) -> bool {
+        self.condition.is_some()
+    }
+}
+
 /// The table in the middle of a many-to-many relation.
 #[derive(Debug, Clone)]
 pub struct Junction {

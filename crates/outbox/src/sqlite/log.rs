@@ -290,7 +290,7 @@ impl Snapshot for SqliteSnapshot {
             .fetch(&mut *self.transaction);
         let mut images = Vec::new();
         while let Some(row) = rows.try_next().await.map_err(database_error)? {
-            images.push(packed::read_row(entity, &mut Scanner::new(row.get(0)))?);
+            images.push(Image::from_packed(entity, &SqliteDialect, &mut Scanner::new(row.get(0)))?);
         }
         drop(rows);
         if let Some(image) = images.last() {
@@ -344,8 +344,9 @@ pub(super) async fn prune(
 
 pub(super) async fn stats(database: &Sqlite) -> Result<Stats> {
     let row = sqlx::query(
-        "SELECT (SELECT count(*) FROM tidewire_outbox), (SELECT min(seq) FROM tidewire_outbox), (SELECT max(seq) FROM tidewire_outbox),
-         (SELECT at FROM tidewire_outbox ORDER BY seq LIMIT 1), (SELECT trimmed_through FROM tidewire_log)",
+        "SELECT coalesce((SELECT max(seq) - min(seq) + 1 FROM tidewire_outbox), 0), (SELECT min(seq) FROM tidewire_outbox), (SELECT max(seq) FROM tidewire_outbox),
+         (SELECT at FROM tidewire_outbox ORDER BY seq LIMIT 1), (SELECT at FROM tidewire_outbox ORDER BY seq DESC LIMIT 1),
+         (SELECT trimmed_through FROM tidewire_log)",
     )
     .fetch_one(&database.readers)
     .await
@@ -355,7 +356,8 @@ pub(super) async fn stats(database: &Sqlite) -> Result<Stats> {
         oldest_seq: row.get::<Option<i64>, _>(1).map(|_| number(&row, 1)),
         newest_seq: row.get::<Option<i64>, _>(2).map(|_| number(&row, 2)),
         oldest_at: row.get::<Option<i64>, _>(3).and_then(DateTime::from_timestamp_millis),
-        trimmed_through: number(&row, 4),
+        newest_at: row.get::<Option<i64>, _>(4).and_then(DateTime::from_timestamp_millis),
+        trimmed_through: number(&row, 5),
     })
 }
 

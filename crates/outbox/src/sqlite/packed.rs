@@ -215,18 +215,6 @@ pub(crate) fn read_image(entity: &EntityMeta, json: &str) -> Result<Image> {
     Ok(image.finish())
 }
 
-/// Reads an image from a row of packed values in column order.
-pub(crate) fn read_row(entity: &EntityMeta, scanner: &mut Scanner<'_>) -> Result<Image> {
-    let mut image = ImageBuilder::with_capacity(entity.columns.len(), 64);
-    for column in &entity.columns {
-        scanner.next_item()?;
-        write_canonical(&column.kind, scanner.value()?, &mut image.text);
-        image.end_cell();
-    }
-    scanner.take(b']');
-    Ok(image.finish())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,0 +1,12 @@
+#![doc = include_str!("../README.md")]
+
+mod http;
+mod metrics;
+mod page;
+mod protocol;
+mod server;
+mod sse;
+mod stats;
+mod ws;
+
+pub use self::server::{Server, ServerOptions, router};

@@ -1,0 +1,135 @@
+//! Health and metrics.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use axum::{
+    extract::State as AxumState,
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::{IntoResponse, Response},
+};
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric, text::encode},
+    metrics::{counter::ConstCounter, gauge::ConstGauge},
+    registry::Registry,
+};
+use tidewire_graphql::SubscriptionStats;
+use tidewire_outbox::{Stats as OutboxStats, TailStats};
+
+use crate::server::State;
+
+/// The process runs.
+pub(crate) async fn alive() -> &'static str {
+    "ok\n"
+}
+
+/// The process can do its work: it is not about to stop, and the database answers.
+pub(crate) async fn ready(AxumState(state): AxumState<State>) -> Response {
+    let shared = &state.0;
+    if shared.stopping.is_cancelled() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response();
+    }
+    let log = shared.api.recorder().log();
+    if !log.tail_stats().healthy {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the outbox cannot be read\n").into_response();
+    }
+    match log.position().await {
+        Ok(_) => "ready\n".into_response(),
+        Err(error) => {
+            tracing::warn!(%error, "not ready");
+            (StatusCode::SERVICE_UNAVAILABLE, "the database does not answer\n").into_response()
+        }
+    }
+}
+
+/// The metrics, as Prometheus reads them.
+pub(crate) async fn metrics(AxumState(state): AxumState<State>) -> Response {
+    let api = &state.0.api;
+    let log = api.recorder().log();
+    let Ok(outbox) = log.stats().await else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the database does not answer\n").into_response();
+    };
+    let snapshot = Snapshot { outbox, tail: log.tail_stats(), subscriptions: api.subscription_stats(), state };
+    let mut registry = Registry::with_prefix("tidewire");
+    registry.register_collector(Box::new(snapshot));
+    let mut text = String::new();
+    if encode(&mut text, &registry).is_err() {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    }
+    ([(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response()
+}
+
+#[derive(Debug)]
+struct Snapshot {
+    outbox: OutboxStats,
+    tail: TailStats,
+    subscriptions: SubscriptionStats,
+    state: State,
+}
+
+impl Snapshot {
+    /// From the newest change that the tail has read to the newest that there is.
+    fn lag_seconds(&self, lag: u64) -> u64 {
+        match (self.outbox.newest_at, self.tail.newest_at) {
+            (Some(newest), Some(read)) if lag > 0 => u64::try_from((newest - read).num_seconds()).unwrap_or(0),
+            _ => 0,
+        }
+    }
+}
+
+impl Collector for Snapshot {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let stats = &self.state.0.stats;
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let mut gauge = |name: &str, help: &str, value: u64| {
+            let metric = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
+            metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
+        };
+        let lag = self.outbox.newest_seq.unwrap_or(0).saturating_sub(self.tail.newest_seq.unwrap_or(0));
+        gauge("outbox_changes", "Changes that the outbox holds", self.outbox.changes)?;
+        gauge(
+            "tail_lag_changes",
+            "Numbers of changes that the tail has yet to read",
+            if self.tail.running { lag } else { 0 },
+        )?;
+        gauge(
+            "tail_lag_seconds",
+            "Seconds between the newest change and the newest that the tail has read",
+            self.lag_seconds(lag),
+        )?;
+        gauge("tail_healthy", "Whether the last look at the outbox succeeded", u64::from(self.tail.healthy))?;
+        gauge("ring_transactions", "Transactions kept in memory", self.tail.ring_transactions)?;
+        gauge("ring_bytes", "Bytes of transactions kept in memory", self.tail.ring_bytes)?;
+        gauge("subscriptions", "Subscriptions that are open", self.subscriptions.open)?;
+        gauge("subscription_groups", "Groups of like subscriptions", self.subscriptions.groups)?;
+        gauge("websockets", "WebSockets that are open", load(&stats.websockets))?;
+        gauge("event_streams", "Streams of server-sent events that are open", load(&stats.event_streams))?;
+        let mut counter = |name: &str, help: &str, value: u64| {
+            let metric = ConstCounter::new(value);
+            metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
+        };
+        counter(
+            "captured_changes",
+            "Changes that were ever recorded in the outbox",
+            self.outbox.newest_seq.unwrap_or(0),
+        )?;
+        counter("tailed_transactions", "Transactions that the tail has read", self.tail.transactions)?;
+        counter("tailed_changes", "Changes that the tail has read", self.tail.changes)?;
+        counter("delivered_events", "Events that were handed to subscribers", self.subscriptions.events)?;
+        counter(
+            "delivered_changes",
+            "Changes in the events that were handed to subscribers",
+            self.subscriptions.changes,
+        )?;
+        counter("resyncs", "Subscribers that had to start over", self.subscriptions.resyncs)?;
+        counter("http_requests", "GraphQL requests over HTTP", load(&stats.requests))?;
+        counter("operations", "Operations over WebSockets and event streams", load(&stats.operations))?;
+        counter("frames", "Messages written to clients", load(&stats.frames))?;
+        counter("frame_bytes", "Bytes of messages written to clients", load(&stats.bytes))?;
+        counter(
+            "dropped_clients",
+            "Clients that were dropped because they did not read or answer",
+            load(&stats.dropped),
+        )
+    }
+}

@@ -1,0 +1,168 @@
+use std::{future::Future, io, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    extract::DefaultBodyLimit,
+    http::{HeaderMap, HeaderName},
+    routing::get,
+};
+use tidewire_graphql::Api;
+use tidewire_outbox::Actor;
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{http, metrics, page, stats::Stats};
+
+/// How the server talks to its clients.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ServerOptions {
+    /// Where GraphQL is served. Default `/graphql`.
+    pub path: String,
+    /// Whether the page for people is served at `/`. Default true.
+    pub page: bool,
+    /// The largest request body, and the largest message on a WebSocket, in bytes. Default 1 MiB.
+    pub max_body_bytes: usize,
+    /// How long a client may take to send `connection_init`. Default 3 s.
+    pub init_timeout: Duration,
+    /// How often a WebSocket is pinged; one that sends nothing for three times as long is dropped. Default 15 s.
+    pub keep_alive: Duration,
+    /// How long a client may leave the socket full before it is dropped. Default 60 s.
+    pub write_timeout: Duration,
+    /// How many operations may run on one WebSocket at once. Default 100.
+    pub max_operations: usize,
+    /// How many WebSockets and event streams may be open at once. Default 50,000.
+    pub max_connections: usize,
+    /// How long connections may take to end when the server stops. Default 10 s.
+    pub shutdown_timeout: Duration,
+    /// A request header that names the actor, as a proxy in front has established it. Clients that reach the server past the proxy can
+    /// then name whom they like. Default none.
+    pub actor_header: Option<HeaderName>,
+}
+
+impl Default for ServerOptions {
+    fn default() -> Self {
+        Self {
+            path: "/graphql".into(),
+            page: true,
+            max_body_bytes: 1 << 20,
+            init_timeout: Duration::from_secs(3),
+            keep_alive: Duration::from_secs(15),
+            write_timeout: Duration::from_secs(60),
+            max_operations: 100,
+            max_connections: 50_000,
+            shutdown_timeout: Duration::from_secs(10),
+            actor_header: None,
+        }
+    }
+}
+
+/// What every request finds.
+#[derive(Debug, Clone)]
+pub(crate) struct State(pub(crate) Arc<Shared>);
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) api: Api,
+    pub(crate) options: ServerOptions,
+    pub(crate) stats: Stats,
+    /// Cancelled when the server begins to stop.
+    pub(crate) stopping: CancellationToken,
+    /// The connections that axum does not wait for: upgraded ones.
+    pub(crate) connections: TaskTracker,
+}
+
+impl Shared {
+    pub(crate) fn actor(&self, headers: &HeaderMap) -> Option<Actor> {
+        let value = headers.get(self.options.actor_header.as_ref()?)?.to_str().ok()?;
+        Some(Actor::user(value))
+    }
+}
+
+/// A GraphQL server.
+///
+/// ```no_run
+/// # async fn example(api: tidewire_graphql::Api) -> std::io::Result<()> {
+/// use tidewire_axum::{Server, ServerOptions};
+///
+/// let listener = tokio::net::TcpListener::bind("127.0.0.1:8000").await?;
+/// let stop = async { tokio::signal::ctrl_c().await.expect("a signal handler") };
+/// Server::new(api, ServerOptions::default()).serve(listener, stop).await
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Server(State);
+
+impl Server {
+    /// A server for an API.
+    pub fn new(api: Api, options: ServerOptions) -> Self {
+        let shared = Shared {
+            api,
+            options,
+            stats: Stats::default(),
+            stopping: CancellationToken::new(),
+            connections: TaskTracker::new(),
+        };
+        Self(State(Arc::new(shared)))
+    }
+
+    /// The routes, to be merged into an application of your own. [`stop`](Self::stop) then belongs into that application's shutdown.
+    pub fn router(&self) -> Router {
+        let State(shared) = &self.0;
+        let mut router = Router::new()
+            .route(&shared.options.path, get(http::get).post(http::post).options(http::options))
+            .route("/healthz", get(metrics::alive))
+            .route("/readyz", get(metrics::ready))
+            .route("/metrics", get(metrics::metrics));
+        if shared.options.page {
+            router = router.merge(page::routes());
+        }
+        router.layer(DefaultBodyLimit::max(shared.options.max_body_bytes)).with_state(self.0.clone())
+    }
+
+    /// Serves until `stop` resolves, then ends in order: takes no new connections, finishes the requests it has accepted, and closes
+    /// WebSockets with code 1012, which tells clients to come back.
+    ///
+    /// # Errors
+    /// As `axum::serve`.
+    pub async fn serve(self, listener: TcpListener, stop: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
+        let stopping = self.0.0.stopping.clone();
+        let ending = stopping.clone();
+        tokio::spawn(async move {
+            stop.await;
+            stopping.cancel();
+        });
+        let timeout = self.0.0.options.shutdown_timeout;
+        let serving = axum::serve(listener, self.router()).with_graceful_shutdown(ending.clone().cancelled_owned());
+        tokio::select! {
+            result = serving => result?,
+            () = async { ending.cancelled().await; tokio::time::sleep(timeout).await } => {
+                tracing::warn!("some requests did not end in time");
+            }
+        }
+        self.stop().await;
+        Ok(())
+    }
+
+    /// Closes WebSockets and event streams, waits for them to end, and closes the recorder.
+    pub async fn stop(&self) {
+        let State(shared) = &self.0;
+        shared.stopping.cancel();
+        shared.connections.close();
+        if tokio::time::timeout(shared.options.shutdown_timeout, shared.connections.wait()).await.is_err() {
+            tracing::warn!("some connections did not end in time");
+        }
+        shared.api.recorder().close().await;
+    }
+}
+
+/// The routes for an API with default options, to be merged into an application of your own.
+///
+/// ```
+/// # fn example(api: tidewire_graphql::Api) -> axum::Router {
+/// axum::Router::new().merge(tidewire_axum::router(api))
+/// # }
+/// ```
+pub fn router(api: Api) -> Router {
+    Server::new(api, ServerOptions::default()).router()
+}

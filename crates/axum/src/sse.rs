@@ -1,0 +1,77 @@
+//! Server-sent events, in the distinct connections mode of `graphql-sse`: each operation is a request, each result an event.
+
+use std::{convert::Infallible, time::Duration};
+
+use axum::{
+    body::{Body, Bytes},
+    http::{
+        StatusCode,
+        header::{CACHE_CONTROL, CONTENT_TYPE},
+    },
+    response::{IntoResponse, Response},
+};
+use futures_util::{StreamExt, stream};
+use tidewire_graphql::{Request, Subscribed};
+use tokio::time::timeout;
+
+use crate::{
+    server::State,
+    stats::{add, open},
+};
+
+/// How often a comment is sent while nothing else is, so that proxies keep the connection.
+const KEEP_ALIVE: Duration = Duration::from_secs(12);
+
+pub(crate) async fn respond(state: &State, request: Request) -> Response {
+    let shared = &state.0;
+    let Some(gauge) = open(state, |stats| &stats.event_streams, shared.options.max_connections) else {
+        return (StatusCode::SERVICE_UNAVAILABLE, [("retry-after", "5")], "too many connections").into_response();
+    };
+    add(&shared.stats.operations, 1);
+    let events = match shared.api.subscribe(request).await {
+        Subscribed::Single(response) => {
+            let mut text = String::new();
+            event(&response.json, &mut text);
+            text.push_str(COMPLETE);
+            stream::iter([text]).left_stream()
+        }
+        Subscribed::Stream(frames) => {
+            let stats_of = state.clone();
+            let frames = frames.map(move |frame| {
+                let mut json = String::with_capacity(frame.size());
+                frame.write(&mut json);
+                let mut text = String::with_capacity(json.len() + 24);
+                event(&json, &mut text);
+                add(&stats_of.0.stats.frames, 1);
+                add(&stats_of.0.stats.bytes, text.len() as u64);
+                text
+            });
+            // Without a `complete`, the client knows that it should come back.
+            let frames = frames.take_until(shared.stopping.clone().cancelled_owned());
+            stream::unfold((Box::pin(frames), gauge), |(mut frames, gauge)| async move {
+                let text = match timeout(KEEP_ALIVE, frames.next()).await {
+                    Ok(text) => text?,
+                    Err(_) => ":\n\n".into(),
+                };
+                Some((text, (frames, gauge)))
+            })
+            .right_stream()
+        }
+    };
+    let body = Body::from_stream(events.map(|text| Ok::<_, Infallible>(Bytes::from(text))));
+    let headers = [(CONTENT_TYPE, "text/event-stream; charset=utf-8"), (CACHE_CONTROL, "no-cache")];
+    (headers, [("x-accel-buffering", "no")], body).into_response()
+}
+
+const COMPLETE: &str = "event: complete\ndata: \n\n";
+
+/// Writes a `next` event. White space inside a JSON column may hold line breaks, which end a line of data here.
+fn event(json: &str, out: &mut String) {
+    out.push_str("event: next\n");
+    for line in json.split(['\n', '\r']) {
+        out.push_str("data: ");
+        out.push_str(line);
+        out.push('\n');
+    }
+    out.push('\n');
+}

@@ -1,0 +1,458 @@
+use std::sync::Arc;
+
+use async_graphql::{
+    Request as GraphqlRequest, Response as GraphqlResponse, ServerError, Variables,
+    dynamic::{Field, Schema, SubscriptionField, Type},
+    extensions::{Extension, ExtensionContext, ExtensionFactory, NextValidation},
+    parser::types::OperationType,
+};
+use futures_util::{StreamExt, stream::BoxStream};
+use sea_orm::{TransactionSession, TransactionTrait};
+use tidewire_outbox::{Actor, Origin, Recorder};
+use tokio::sync::Mutex;
+
+use crate::{
+    document::{Documents, Known, check_fields, check_text, texts_to_integers, with_codes},
+    error::{ApiError, Code},
+    frame::Frame,
+    model::Model,
+    names::Names,
+    options::Options,
+    plan::{Plan, Root},
+    resolve::RequestVariables,
+    schema::{self, Additions, MutationScope},
+    subscription::Subscriptions,
+};
+
+/// A request as a transport received it.
+#[derive(Debug, Clone, Default)]
+pub struct Request {
+    /// The document.
+    pub query: String,
+    /// Which of the document's operations.
+    pub operation_name: Option<String>,
+    /// The values of its variables.
+    pub variables: Variables,
+    /// Who answers for what the request writes; the recorder's default if none.
+    pub actor: Option<Actor>,
+    /// Which replica sent it.
+    pub origin: Option<Origin>,
+}
+
+/// An answer: JSON, and whether the request was understood.
+#[derive(Debug, Clone)]
+pub struct Response {
+    /// The body.
+    pub json: String,
+    /// Whether an operation ran. If not, the body has errors and no data.
+    pub executed: bool,
+}
+
+/// What subscribing gives.
+pub enum Subscribed {
+    /// Events, until the client leaves or the server stops.
+    Stream(BoxStream<'static, Frame>),
+    /// The answer of an operation that is no subscription, or that was refused.
+    Single(Response),
+}
+
+impl std::fmt::Debug for Subscribed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Stream(_) => "Stream",
+            Self::Single(_) => "Single",
+        })
+    }
+}
+
+/// Puts an [`Api`] together.
+pub struct ApiBuilder {
+    recorder: Recorder,
+    options: Options,
+    additions: Additions,
+}
+
+impl std::fmt::Debug for ApiBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ApiBuilder").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+impl ApiBuilder {
+    /// How the API answers and what it refuses.
+    #[must_use]
+    pub fn options(mut self, options: Options) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// Adds a field to `Query`. Its resolver finds the [`Recorder`] in the context's data.
+    #[must_use]
+    pub fn query(mut self, field: Field) -> Self {
+        self.additions.queries.push(field);
+        self
+    }
+
+    /// Adds a field to `Mutation`. It does not take part in the transaction of the document's generated fields.
+    #[must_use]
+    pub fn mutation(mut self, field: Field) -> Self {
+        self.additions.mutations.push(field);
+        self
+    }
+
+    /// Adds a field to `Subscription`.
+    #[must_use]
+    pub fn subscription(mut self, field: SubscriptionField) -> Self {
+        self.additions.subscriptions.push(field);
+        self
+    }
+
+    /// Adds a type that added fields use.
+    #[must_use]
+    pub fn register(mut self, ty: impl Into<Type>) -> Self {
+        self.additions.types.push(ty.into());
+        self
+    }
+
+    /// Adds data that added fields find in their context.
+    #[must_use]
+    pub fn data<T: Send + Sync + 'static>(mut self, data: T) -> Self {
+        self.additions.data.insert(data);
+        self
+    }
+
+    /// Builds the schema.
+    ///
+    /// # Errors
+    /// Two things that would have the same name, or an added field that does not fit in.
+    pub fn finish(self) -> Result<Api, BuildError> {
+        let names = Names::new(self.recorder.catalog()).map_err(|problems| BuildError(problems.join("; ")))?;
+        let documents = Documents::new(self.options.plan_cache);
+        let model = Arc::new(Model { recorder: self.recorder, names, options: self.options });
+        let schema = schema::build(&model, self.additions).map_err(|error| BuildError(error.to_string()))?;
+        Ok(Api {
+            inner: Arc::new(Inner { subscriptions: Subscriptions::new(Arc::clone(&model)), model, schema, documents }),
+        })
+    }
+}
+
+/// The schema could not be built.
+#[derive(Debug, thiserror::Error)]
+#[error("the GraphQL schema cannot be built: {0}")]
+pub struct BuildError(String);
+
+/// A GraphQL API over the entities of a [`Recorder`]. Cloning is cheap.
+#[derive(Clone)]
+pub struct Api {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    model: Arc<Model>,
+    schema: Schema,
+    documents: Documents,
+    subscriptions: Subscriptions,
+}
+
+impl std::fmt::Debug for Api {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Api")
+    }
+}
+
+impl Api {
+    /// Starts an API over a recorder's entities.
+    pub fn builder(recorder: Recorder) -> ApiBuilder {
+        ApiBuilder { recorder, options: Options::default(), additions: Additions::default() }
+    }
+
+    /// The schema in GraphQL's schema definition language.
+    pub fn sdl(&self) -> String {
+        self.inner.schema.sdl()
+    }
+
+    /// The recorder that it serves.
+    pub fn recorder(&self) -> &Recorder {
+        &self.inner.model.recorder
+    }
+
+    /// How many subscriptions are open, and what they have been given.
+    pub fn subscription_stats(&self) -> crate::SubscriptionStats {
+        self.inner.subscriptions.stats()
+    }
+
+    /// Which kind of operation a request asks for; `None` where that cannot be told.
+    pub fn operation(&self, request: &Request) -> Option<OperationType> {
+        check_text(&request.query, &self.inner.model.options).ok()?;
+        let parsed = async_graphql::parser::parse_query(&request.query).ok()?;
+        Some(Known::new(parsed, request.operation_name.as_deref())?.document.kind())
+    }
+
+    /// Answers a query or a mutation.
+    pub async fn execute(&self, mut request: Request) -> Response {
+        let inner = &*self.inner;
+        match inner.known(&mut request) {
+            Err(refused) => refused,
+            Ok(known) => match known.document.kind() {
+                OperationType::Query => inner.query(&known, request).await,
+                OperationType::Mutation => inner.mutate(&known, request).await,
+                OperationType::Subscription => Response::refused(ApiError::new(
+                    Code::OperationNotAllowed,
+                    "a subscription needs a transport that streams: WebSocket, or server-sent events",
+                )),
+            },
+        }
+    }
+
+    /// Answers a query or a mutation by the resolvers, without a plan. Slower; plans are tested against it.
+    #[doc(hidden)]
+    pub async fn execute_resolved(&self, mut request: Request) -> Response {
+        match self.inner.known(&mut request) {
+            Err(refused) => refused,
+            Ok(known) => self.inner.resolve(&known, request).await,
+        }
+    }
+
+    /// Whether a request would be answered by a plan.
+    #[doc(hidden)]
+    pub fn is_planned(&self, mut request: Request) -> bool {
+        let known = self.inner.known(&mut request);
+        known.is_ok_and(|known| known.plan(&self.inner.model, &request.variables).is_some())
+    }
+
+    /// Starts a subscription, or answers another operation.
+    pub async fn subscribe(&self, mut request: Request) -> Subscribed {
+        let inner = &self.inner;
+        let known = match inner.known(&mut request) {
+            Err(refused) => return Subscribed::Single(refused),
+            Ok(known) => known,
+        };
+        if known.document.kind() != OperationType::Subscription {
+            return Subscribed::Single(self.execute(request).await);
+        }
+        let Some(variables) = known.variables(&inner.schema, &request.variables) else {
+            return Subscribed::Single(inner.resolve(&known, request).await);
+        };
+        let Some(plan) = known.plan(&inner.model, &variables) else {
+            let stream = inner.schema.execute_stream(inner.graphql_request(&known, &request, variables));
+            return Subscribed::Stream(stream.map(|response| Frame::text(serialized(response))).boxed());
+        };
+        match inner.subscriptions.open(plan, &request, variables).await {
+            Ok(stream) => Subscribed::Stream(stream),
+            Err(error) => Subscribed::Single(Response::refused(error)),
+        }
+    }
+}
+
+impl Inner {
+    /// Finds a request's document among the known ones, or parses and validates it; and makes the request's variables ready for it.
+    fn known(&self, request: &mut Request) -> Result<Arc<Known>, Response> {
+        let options = &self.model.options;
+        check_text(&request.query, options).map_err(Response::refused)?;
+        let operation_name = request.operation_name.as_deref();
+        if let Some(known) = self.documents.get(&request.query, operation_name) {
+            texts_to_integers(&known, &self.schema, &mut request.variables);
+            return Ok(known);
+        }
+        let parsed = async_graphql::parser::parse_query(&request.query).map_err(|error| {
+            let mut errors = vec![ServerError::from(error)];
+            with_codes(&mut errors, Code::ParseFailed);
+            Response::from_errors(&errors)
+        })?;
+        check_fields(&parsed, options.max_fields).map_err(Response::refused)?;
+        let known = Known::new(parsed, operation_name).ok_or_else(|| {
+            Response::refused(ApiError::new(
+                Code::BadUserInput,
+                match operation_name {
+                    Some(_) => "the document has no operation of this name",
+                    None => "the document has several operations; name one in `operationName`",
+                },
+            ))
+        })?;
+        texts_to_integers(&known, &self.schema, &mut request.variables);
+        self.validate(&known, request)?;
+        let known = Arc::new(known);
+        self.documents.insert(&request.query, request.operation_name.as_deref(), Arc::clone(&known));
+        Ok(known)
+    }
+
+    /// Runs async-graphql's validation and nothing else.
+    fn validate(&self, known: &Known, request: &Request) -> Result<(), Response> {
+        let graphql = self.graphql_request(known, request, Variables::default()).data(ValidateOnly);
+        // With nothing to wait for, it ends at the first poll.
+        let response = futures_util::FutureExt::now_or_never(self.schema.execute(graphql));
+        let mut errors = response.map(|response| response.errors).unwrap_or_default();
+        if errors.len() == 1 && errors[0].message == VALID {
+            return Ok(());
+        }
+        with_codes(&mut errors, Code::ValidationFailed);
+        Err(Response::from_errors(&errors))
+    }
+
+    async fn query(&self, known: &Arc<Known>, request: Request) -> Response {
+        if let Some(variables) = known.variables(&self.schema, &request.variables)
+            && let Some(plan) = known.plan(&self.model, &variables)
+            && let Plan::Query(roots) = &*plan
+        {
+            match self.run(roots, &variables).await {
+                Ok(json) => return Response { json, executed: true },
+                Err(()) => tracing::debug!("a plan could not answer; resolving field by field"),
+            }
+        }
+        self.resolve(known, request).await
+    }
+
+    /// Runs a plan: reads everything in one statement, then writes the answer.
+    async fn run(&self, roots: &[Root], variables: &Variables) -> Result<String, ()> {
+        let preparer = self.model.preparer(variables);
+        let mut selects = Vec::new();
+        let mut prepared = Vec::new();
+        for root in roots {
+            prepared.push(match preparer.root(root).map_err(drop)? {
+                Some((select, list)) => {
+                    selects.push(select);
+                    Some(list)
+                }
+                None => None,
+            });
+        }
+        let parts =
+            if selects.is_empty() { Vec::new() } else { self.model.recorder.fetch(&selects).await.map_err(drop)? };
+        let mut parts = parts.iter();
+        let size: usize = parts.as_slice().iter().map(String::len).sum();
+        let mut out = String::with_capacity(size * 2 + 64);
+        out.push_str("{\"data\":{");
+        let encoder = self.model.encoder();
+        let mut first = true;
+        for (root, prepared) in roots.iter().zip(&prepared) {
+            crate::plan::separate(&mut first, &mut out);
+            out.push_str(&root.key);
+            let part = prepared.as_ref().and_then(|prepared| Some((prepared, parts.next()?.as_str())));
+            encoder.root(root, part, &mut out).map_err(drop)?;
+        }
+        out.push_str("}}");
+        Ok(out)
+    }
+
+    /// Runs the document by its resolvers.
+    async fn resolve(&self, known: &Known, request: Request) -> Response {
+        let variables = known.variables(&self.schema, &request.variables).unwrap_or_default();
+        let response = self.schema.execute(self.graphql_request(known, &request, variables)).await;
+        Response::from_graphql(response)
+    }
+
+    /// Runs a mutation document: all of it in one transaction.
+    async fn mutate(&self, known: &Known, request: Request) -> Response {
+        let mut recorder = self.model.recorder.clone();
+        if let Some(actor) = &request.actor {
+            recorder = recorder.acting_as(actor.clone());
+        }
+        if let Some(origin) = &request.origin {
+            recorder = recorder.from(origin.clone());
+        }
+        // A document that does not fit its variables must not wait for the right to write.
+        let Some(variables) = known.variables(&self.schema, &request.variables) else {
+            return self.resolve(known, request).await;
+        };
+        let transaction = match recorder.begin().await {
+            Ok(transaction) => transaction,
+            Err(error) => return Response::failed(error.into()),
+        };
+        let scope = Arc::new(MutationScope(Mutex::new(Some(transaction))));
+        let graphql = self.graphql_request(known, &request, variables).data(Arc::clone(&scope));
+        let response = self.schema.execute(graphql).await;
+        let transaction = scope.0.lock().await.take();
+        let Some(transaction) = transaction else { return Response::from_graphql(response) };
+        if response.is_err() {
+            if let Err(error) = transaction.rollback().await {
+                tracing::warn!(%error, "a mutation could not be rolled back");
+            }
+            // Nothing of it happened, so nothing of it is told.
+            return Response::from_graphql(GraphqlResponse::from_errors(response.errors));
+        }
+        match transaction.commit().await {
+            Ok(()) => Response::from_graphql(response),
+            Err(error) => Response::failed(error.into()),
+        }
+    }
+
+    fn graphql_request(&self, known: &Known, request: &Request, variables: Variables) -> GraphqlRequest {
+        let mut graphql = GraphqlRequest::new(request.query.clone())
+            .variables(request.variables.clone())
+            .data(RequestVariables(variables));
+        graphql.operation_name = request.operation_name.clone();
+        graphql.set_parsed_query(known.parsed.clone());
+        graphql
+    }
+}
+
+impl Response {
+    /// An answer to a request that was not understood or is not allowed.
+    pub fn refused(error: ApiError) -> Self {
+        Self::from_errors(&[server_error(error)])
+    }
+
+    /// An answer to a request that was understood and could not be carried out.
+    fn failed(error: ApiError) -> Self {
+        Self::from_graphql(GraphqlResponse::from_errors(vec![server_error(error)]))
+    }
+
+    fn from_errors(errors: &[ServerError]) -> Self {
+        let errors = serde_json::to_string(errors).unwrap_or_else(|_| "[]".into());
+        Self { json: format!("{{\"errors\":{errors}}}"), executed: false }
+    }
+
+    fn from_graphql(mut response: GraphqlResponse) -> Self {
+        // async-graphql refuses a document (then nothing ran) with errors that have no path.
+        let refused = response.data == async_graphql::Value::Null
+            && !response.errors.is_empty()
+            && response
+                .errors
+                .iter()
+                .all(|error| error.path.is_empty() && error.extensions.is_none() && error.source.is_none());
+        if refused {
+            with_codes(&mut response.errors, Code::ValidationFailed);
+            return Self::from_errors(&response.errors);
+        }
+        with_codes(&mut response.errors, Code::ExecutionFailed);
+        Self { json: serialized(response), executed: true }
+    }
+}
+
+fn server_error(error: ApiError) -> ServerError {
+    error.into_graphql().into_server_error(async_graphql::Pos::default())
+}
+
+fn serialized(response: GraphqlResponse) -> String {
+    serde_json::to_string(&response).unwrap_or_else(|_| "{\"data\":null}".into())
+}
+
+/// Asks for validation alone.
+struct ValidateOnly;
+
+/// What a valid document's validation says when it was asked for alone.
+const VALID: &str = "valid";
+
+/// Stops after validation where that was all that was asked for.
+pub(crate) struct Validation;
+
+impl ExtensionFactory for Validation {
+    fn create(&self) -> Arc<dyn Extension> {
+        Arc::new(Self)
+    }
+}
+
+#[async_graphql::async_trait::async_trait]
+impl Extension for Validation {
+    async fn validation(
+        &self,
+        ctx: &ExtensionContext<'_>,
+        next: NextValidation<'_>,
+    ) -> Result<async_graphql::ValidationResult, Vec<ServerError>> {
+        let result = next.run(ctx).await?;
+        match ctx.data_opt::<ValidateOnly>() {
+            Some(_) => Err(vec![ServerError::new(VALID, None)]),
+            None => Ok(result),
+        }
+    }
+}

@@ -1,0 +1,145 @@
+use async_graphql::{Error as GraphqlError, ErrorExtensions};
+use sea_orm::{DbErr, SqlErr};
+use tidewire_outbox::{Error as OutboxError, ErrorKind};
+
+/// What went wrong, as clients see it in `extensions.code`. The texts are part of the protocol and do not change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Code {
+    /// The document is not GraphQL.
+    ParseFailed,
+    /// The document does not fit the schema, or a variable does not fit its type.
+    ValidationFailed,
+    /// A value is not what the field takes.
+    BadUserInput,
+    /// The document or request is larger, deeper or more complex than allowed.
+    LimitExceeded,
+    /// The operation is not allowed over this transport or method.
+    OperationNotAllowed,
+    /// `ifMatch` found another row than the client has. `extensions.current` has the rows as they are.
+    Conflict,
+    /// A row with this unique key exists.
+    AlreadyExists,
+    /// A row that others refer to, or that refers to none.
+    ReferenceViolation,
+    /// A rule of the database or of the entity's own behaviour refuses the write.
+    Rejected,
+    /// A mutation id was used before, for something else.
+    MutationIdReused,
+    /// The database is locked. Trying again may succeed.
+    Busy,
+    /// A field that was added by hand failed, and gave no code of its own.
+    ExecutionFailed,
+    /// The server failed. Trying again may succeed.
+    Internal,
+}
+
+impl Code {
+    /// The text in `extensions.code`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ParseFailed => "GRAPHQL_PARSE_FAILED",
+            Self::ValidationFailed => "GRAPHQL_VALIDATION_FAILED",
+            Self::BadUserInput => "BAD_USER_INPUT",
+            Self::LimitExceeded => "LIMIT_EXCEEDED",
+            Self::OperationNotAllowed => "OPERATION_NOT_ALLOWED",
+            Self::Conflict => "CONFLICT",
+            Self::AlreadyExists => "ALREADY_EXISTS",
+            Self::ReferenceViolation => "REFERENCE_VIOLATION",
+            Self::Rejected => "REJECTED",
+            Self::MutationIdReused => "MUTATION_ID_REUSED",
+            Self::Busy => "BUSY",
+            Self::ExecutionFailed => "EXECUTION_FAILED",
+            Self::Internal => "INTERNAL",
+        }
+    }
+}
+
+/// An error for a client: a code, and a message that carries neither SQL nor row contents.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    pub(crate) code: Code,
+    pub(crate) message: String,
+}
+
+impl ApiError {
+    pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into() }
+    }
+
+    pub(crate) fn bad_input(message: impl Into<String>) -> Self {
+        Self::new(Code::BadUserInput, message)
+    }
+
+    /// What went wrong.
+    pub fn code(&self) -> Code {
+        self.code
+    }
+}
+
+impl ApiError {
+    /// As an error of async-graphql's, with its code. (An `ApiError` that `?` converts keeps its code too: it is found again as the source.)
+    pub(crate) fn into_graphql(self) -> GraphqlError {
+        GraphqlError::new(self.message).extend_with(|_, extensions| extensions.set("code", self.code.as_str()))
+    }
+}
+
+impl From<OutboxError> for ApiError {
+    fn from(error: OutboxError) -> Self {
+        match error.kind() {
+            ErrorKind::Busy => Self::new(Code::Busy, "the database is busy; try again"),
+            ErrorKind::Filter | ErrorKind::Cursor => Self::bad_input(error.to_string()),
+            kind => {
+                tracing::error!(?kind, %error, "a request failed");
+                Self::new(Code::Internal, "the server could not answer; try again")
+            }
+        }
+    }
+}
+
+/// A failed write. The database's message may hold values, so it goes to nobody but the log's level for debugging, and there without it too:
+/// only its kind is told.
+impl From<DbErr> for ApiError {
+    fn from(error: DbErr) -> Self {
+        match error.sql_err() {
+            Some(SqlErr::UniqueConstraintViolation(_)) => {
+                return Self::new(Code::AlreadyExists, "a row with this unique key exists");
+            }
+            Some(SqlErr::ForeignKeyConstraintViolation(_)) => {
+                return Self::new(
+                    Code::ReferenceViolation,
+                    "the row refers to one that does not exist, or others refer to it",
+                );
+            }
+            _ => {}
+        }
+        if let Some(rule) = broken_rule(&error) {
+            return Self::new(Code::Rejected, rule);
+        }
+        match error {
+            // What an entity's own behaviour says when it refuses a write is meant for whoever made it.
+            DbErr::Custom(message) if !message.starts_with("tidewire: ") => Self::new(Code::Rejected, message),
+            DbErr::Custom(message) => Self::new(Code::Rejected, message.trim_start_matches("tidewire: ")),
+            DbErr::Type(_) | DbErr::Json(_) | DbErr::TryIntoErr { .. } => {
+                Self::bad_input("a value does not fit its column")
+            }
+            other => Self::from(OutboxError::from(other)),
+        }
+    }
+}
+
+/// The name of the constraint that SQLite says was broken, by its extended code.
+fn broken_rule(error: &DbErr) -> Option<&'static str> {
+    let (DbErr::Exec(sea_orm::RuntimeErr::SqlxError(error)) | DbErr::Query(sea_orm::RuntimeErr::SqlxError(error))) =
+        error
+    else {
+        return None;
+    };
+    match error.as_database_error()?.code()?.parse::<u32>().ok()? {
+        1299 => Some("a column that must have a value has none"),
+        275 => Some("a value breaks a rule of its table"),
+        code if code & 0xff == 19 => Some("a rule of the database refuses the write"),
+        _ => None,
+    }
+}

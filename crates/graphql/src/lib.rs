@@ -1,0 +1,26 @@
+#![doc = include_str!("../README.md")]
+
+mod api;
+mod document;
+mod error;
+mod frame;
+mod input;
+mod model;
+mod names;
+mod options;
+mod plan;
+mod resolve;
+mod schema;
+mod subscription;
+mod wire;
+
+pub use async_graphql;
+
+pub use self::{
+    api::{Api, ApiBuilder, BuildError, Request, Response, Subscribed},
+    error::{ApiError, Code},
+    frame::Frame,
+    options::Options,
+    subscription::SubscriptionStats,
+    wire::TimeFormat,
+};

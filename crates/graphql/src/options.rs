@@ -1,0 +1,55 @@
+use std::time::Duration;
+
+use crate::wire::TimeFormat;
+
+/// How the API answers and what it refuses.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Options {
+    /// How times are written. Default: as Seaography writes them.
+    pub times: TimeFormat,
+    /// The most rows of one list; a list without pagination then becomes a page of so many. Default: no limit.
+    pub max_rows: Option<u64>,
+    /// The most rows that one mutation may change. Default 10,000.
+    pub max_mutation_rows: u64,
+    /// The longest document, in bytes. Default 256 KiB.
+    pub max_document_bytes: usize,
+    /// How deeply brackets of a document may nest, whatever they enclose. Default 64.
+    pub max_nesting: usize,
+    /// How deeply fields may nest. Default 20.
+    pub max_depth: usize,
+    /// How many fields an operation may select, fragments spread. Default 2,000.
+    pub max_fields: usize,
+    /// How many directives a field may have. Default 8.
+    pub max_directives: usize,
+    /// Whether clients may ask for the schema. Default true.
+    pub introspection: bool,
+    /// Whether errors may propose names that are spelt alike. Default true.
+    pub suggestions: bool,
+    /// How many compiled operations are kept. Default 1,024.
+    pub plan_cache: usize,
+    /// How many rows of a snapshot one event carries. Default 500.
+    pub snapshot_rows: usize,
+    /// How long a subscription may go without an event while the log goes on, before it is told the newest cursor. Default 30 s.
+    pub cursor_interval: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            times: TimeFormat::default(),
+            max_rows: None,
+            max_mutation_rows: 10_000,
+            max_document_bytes: 256 << 10,
+            max_nesting: 64,
+            max_depth: 20,
+            max_fields: 2_000,
+            max_directives: 8,
+            introspection: true,
+            suggestions: true,
+            plan_cache: 1_024,
+            snapshot_rows: 500,
+            cursor_interval: Duration::from_secs(30),
+        }
+    }
+}

@@ -1,0 +1,440 @@
+use std::collections::{BTreeSet, HashMap};
+
+use async_graphql::{
+    Name, Positioned, Variables,
+    indexmap::IndexMap,
+    parser::types::{
+        Directive, DocumentOperations, ExecutableDocument, Field, FragmentDefinition, OperationDefinition,
+        OperationType, Selection, SelectionSet,
+    },
+};
+use async_graphql_value::{ConstValue, Value as DocumentValue};
+use tidewire_outbox::{Aggregate, Catalog, EntityId, Kind};
+
+use super::{
+    AggregateColumn, AggregateField, Arguments, ChangeField, EdgeField, EventField, Keyed, List, ListField, Needs,
+    Node, NodeField, PageInfoField, PaginationInfoField, Plan, Root, RootField, Stream, StreamField,
+};
+use crate::names::Names;
+
+/// One operation of a parsed and validated document.
+#[derive(Debug)]
+pub(crate) struct Document {
+    pub(crate) operation: Positioned<OperationDefinition>,
+    fragments: HashMap<Name, Positioned<FragmentDefinition>>,
+    /// The variables that `@skip` and `@include` ask for: a plan holds for one set of their values.
+    conditions: Vec<Name>,
+}
+
+impl Document {
+    /// Picks the operation to run; `None` where the name fits none or more than one.
+    pub(crate) fn new(document: ExecutableDocument, operation_name: Option<&str>) -> Option<Self> {
+        let operation = match (document.operations, operation_name) {
+            (DocumentOperations::Single(operation), None) => operation,
+            (DocumentOperations::Multiple(mut operations), Some(name)) => operations.remove(name)?,
+            (DocumentOperations::Multiple(operations), None) if operations.len() == 1 => {
+                operations.into_values().next()?
+            }
+            _ => return None,
+        };
+        let mut found = BTreeSet::new();
+        find_conditions(&operation.node.selection_set.node, &mut found);
+        for fragment in document.fragments.values() {
+            find_conditions(&fragment.node.selection_set.node, &mut found);
+        }
+        Some(Self { operation, fragments: document.fragments, conditions: found.into_iter().collect() })
+    }
+
+    pub(crate) fn kind(&self) -> OperationType {
+        self.operation.node.ty
+    }
+
+    /// The values of the variables that decide which fields there are.
+    pub(crate) fn conditions(&self, variables: &Variables) -> Vec<bool> {
+        self.conditions.iter().map(|name| variables.get(name) == Some(&ConstValue::Boolean(true))).collect()
+    }
+}
+
+fn find_conditions(set: &SelectionSet, found: &mut BTreeSet<Name>) {
+    for selection in &set.items {
+        for directive in selection.node.directives() {
+            if let Some(DocumentValue::Variable(name)) = condition(directive).map(|(_, value)| value) {
+                found.insert(name.clone());
+            }
+        }
+        match &selection.node {
+            Selection::Field(field) => find_conditions(&field.node.selection_set.node, found),
+            Selection::InlineFragment(fragment) => find_conditions(&fragment.node.selection_set.node, found),
+            Selection::FragmentSpread(_) => {}
+        }
+    }
+}
+
+/// Whether a directive is `@include` (else `@skip`), with its `if`.
+fn condition(directive: &Positioned<Directive>) -> Option<(bool, &DocumentValue)> {
+    let include = match directive.node.name.node.as_str() {
+        "include" => true,
+        "skip" => false,
+        _ => return None,
+    };
+    Some((include, &directive.node.get_argument("if")?.node))
+}
+
+/// Compiles operations for one schema.
+pub(crate) struct Compiler<'a> {
+    pub(crate) names: &'a Names,
+    pub(crate) catalog: &'a Catalog,
+    pub(crate) document: &'a Document,
+    pub(crate) variables: &'a Variables,
+}
+
+/// Fields by the key that they have in the answer. Several fields with one key are one field with all their selections.
+type Fields<'a> = IndexMap<&'a str, Vec<&'a Field>>;
+
+impl<'a> Compiler<'a> {
+    /// The plan, or `None` where the operation selects something that is not generated: introspection, or a field added by hand.
+    pub(crate) fn compile(&self) -> Option<Plan> {
+        let operation = &self.document.operation.node;
+        let fields = self.collect([&operation.selection_set.node]);
+        match operation.ty {
+            OperationType::Query => {
+                let roots =
+                    fields.into_iter().map(|(key, fields)| self.root(key, &fields)).collect::<Option<Vec<_>>>()?;
+                Some(Plan::Query(roots))
+            }
+            OperationType::Subscription => {
+                let (key, fields) = fields.into_iter().next()?;
+                Some(Plan::Subscription(Stream { key: quoted(key), field: self.stream(&fields)? }))
+            }
+            OperationType::Mutation => None,
+        }
+    }
+
+    fn root(&self, key: &str, fields: &[&'a Field]) -> Option<Root> {
+        let name = fields[0].name.node.as_str();
+        let field = if name == "__typename" {
+            RootField::Typename("\"Query\"")
+        } else if let Some(entity) = self.names.by_field(name) {
+            RootField::List(self.list(entity, fields)?)
+        } else {
+            let entity = self.names.by_field(name.strip_suffix("ByPk")?)?;
+            RootField::One { node: self.node(entity, fields)?, key: Arguments::of(fields[0]) }
+        };
+        Some(Root { key: quoted(key), field })
+    }
+
+    fn stream(&self, fields: &[&'a Field]) -> Option<StreamField> {
+        let name = fields[0].name.node.as_str();
+        if let Some(entity) = self.names.by_field(name) {
+            return Some(StreamField::Live(self.list(entity, fields)?));
+        }
+        let arguments = Arguments::of(fields[0]);
+        if name == "changes" {
+            let fields = self.event(fields, "EntityChanges", |name, fields| self.any_change(name, fields))?;
+            return Some(StreamField::AllChanges { arguments, fields });
+        }
+        let entity = self.names.by_field(name.strip_suffix("Changes")?)?;
+        let type_name = self.names.entity(entity).of("Changes");
+        let fields = self.event(fields, &type_name, |name, fields| self.change(entity, name, fields))?;
+        Some(StreamField::Changes { entity, arguments, fields })
+    }
+
+    fn list(&self, entity: EntityId, fields: &[&'a Field]) -> Option<List> {
+        let names = self.names.entity(entity);
+        let mut list = List {
+            entity,
+            arguments: Arguments::of(fields[0]),
+            fields: Vec::new(),
+            nodes: Vec::new(),
+            aggregates: Vec::new(),
+            needs: Needs::default(),
+        };
+        for (key, fields) in self.sub_fields(fields) {
+            let field = match fields[0].name.node.as_str() {
+                "__typename" => ListField::Typename(string(&names.of("Connection"))),
+                "nodes" => {
+                    list.nodes.push(self.node(entity, &fields)?);
+                    ListField::Nodes(list.nodes.len() - 1)
+                }
+                "edges" => ListField::Edges(self.edges(&mut list, &fields)?),
+                "pageInfo" => ListField::PageInfo(self.page_info(&mut list.needs, &fields)?),
+                "paginationInfo" => {
+                    list.needs.total = true;
+                    ListField::PaginationInfo(self.pagination_info(&fields)?)
+                }
+                "aggregate" => ListField::Aggregate(self.aggregate(&mut list, &fields)?),
+                _ => return None,
+            };
+            list.fields.push((quoted(key), field));
+        }
+        Some(list)
+    }
+
+    fn edges(&self, list: &mut List, fields: &[&'a Field]) -> Option<Vec<Keyed<EdgeField>>> {
+        let mut edges = Vec::new();
+        for (key, fields) in self.sub_fields(fields) {
+            let field = match fields[0].name.node.as_str() {
+                "__typename" => EdgeField::Typename(string(&self.names.entity(list.entity).of("Edge"))),
+                "cursor" => {
+                    list.needs.keys = true;
+                    EdgeField::Cursor
+                }
+                "node" => {
+                    list.nodes.push(self.node(list.entity, &fields)?);
+                    EdgeField::Node(list.nodes.len() - 1)
+                }
+                _ => return None,
+            };
+            edges.push((quoted(key), field));
+        }
+        Some(edges)
+    }
+
+    fn page_info(&self, needs: &mut Needs, fields: &[&'a Field]) -> Option<Vec<Keyed<PageInfoField>>> {
+        self.each(fields, |name| {
+            Some(match name {
+                "__typename" => PageInfoField::Typename,
+                "startCursor" => {
+                    needs.keys = true;
+                    PageInfoField::StartCursor
+                }
+                "endCursor" => {
+                    needs.keys = true;
+                    PageInfoField::EndCursor
+                }
+                "hasNextPage" => {
+                    needs.more = true;
+                    PageInfoField::HasNextPage
+                }
+                "hasPreviousPage" => {
+                    needs.previous = true;
+                    PageInfoField::HasPreviousPage
+                }
+                _ => return None,
+            })
+        })
+    }
+
+    fn pagination_info(&self, fields: &[&'a Field]) -> Option<Vec<Keyed<PaginationInfoField>>> {
+        self.each(fields, |name| {
+            Some(match name {
+                "__typename" => PaginationInfoField::Typename,
+                "current" => PaginationInfoField::Current,
+                "offset" => PaginationInfoField::Offset,
+                "pages" => PaginationInfoField::Pages,
+                "total" => PaginationInfoField::Total,
+                _ => return None,
+            })
+        })
+    }
+
+    fn aggregate(&self, list: &mut List, fields: &[&'a Field]) -> Option<Vec<Keyed<AggregateField>>> {
+        let names = self.names.entity(list.entity);
+        let mut answer = Vec::new();
+        for (key, fields) in self.sub_fields(fields) {
+            let (type_name, aggregate): (&str, fn(usize) -> Aggregate) = match fields[0].name.node.as_str() {
+                "__typename" => {
+                    answer.push((quoted(key), AggregateField::Typename(string(&names.of("Aggregate")))));
+                    continue;
+                }
+                "count" => {
+                    list.aggregates.push(Aggregate::Count);
+                    answer.push((quoted(key), AggregateField::Count(list.aggregates.len() - 1)));
+                    continue;
+                }
+                "min" => ("Extremes", Aggregate::Min),
+                "max" => ("Extremes", Aggregate::Max),
+                "sum" => ("Sums", Aggregate::Sum),
+                "avg" => ("Means", Aggregate::Avg),
+                _ => return None,
+            };
+            let mut columns = Vec::new();
+            for (key, fields) in self.sub_fields(&fields) {
+                let name = fields[0].name.node.as_str();
+                let column = if name == "__typename" {
+                    AggregateColumn::Typename(string(&names.of(type_name)))
+                } else {
+                    list.aggregates.push(aggregate(names.column(name)?));
+                    AggregateColumn::Value(list.aggregates.len() - 1)
+                };
+                columns.push((quoted(key), column));
+            }
+            answer.push((quoted(key), AggregateField::Columns(columns)));
+        }
+        Some(answer)
+    }
+
+    fn node(&self, entity: EntityId, fields: &[&'a Field]) -> Option<Node> {
+        let names = self.names.entity(entity);
+        let meta = self.catalog.entity(entity);
+        let mut answer = Vec::new();
+        for (key, fields) in self.sub_fields(fields) {
+            let name = fields[0].name.node.as_str();
+            let field = if name == "__typename" {
+                NodeField::Typename(string(&names.object))
+            } else if let Some(column) = names.column(name) {
+                NodeField::Column(column)
+            } else {
+                let relation = names.relations.iter().position(|relation| relation == name)?;
+                let target = meta.relations[relation].target;
+                if meta.relations[relation].many {
+                    NodeField::Many(relation, self.list(target, &fields)?)
+                } else {
+                    NodeField::One(relation, self.node(target, &fields)?)
+                }
+            };
+            answer.push((quoted(key), field));
+        }
+        Some(Node { entity, fields: answer })
+    }
+
+    fn event(
+        &self,
+        fields: &[&'a Field],
+        type_name: &str,
+        change: impl Fn(&str, &[&'a Field]) -> Option<ChangeField>,
+    ) -> Option<Vec<Keyed<EventField>>> {
+        let mut answer = Vec::new();
+        for (key, fields) in self.sub_fields(fields) {
+            let field = match fields[0].name.node.as_str() {
+                "__typename" => EventField::Typename(string(type_name)),
+                "cursor" => EventField::Cursor,
+                "sequence" => EventField::Sequence,
+                "upToDate" => EventField::UpToDate,
+                "resync" => EventField::Resync,
+                "changes" => {
+                    let mut changes = Vec::new();
+                    for (key, fields) in self.sub_fields(&fields) {
+                        changes.push((quoted(key), change(fields[0].name.node.as_str(), &fields)?));
+                    }
+                    EventField::Changes(changes)
+                }
+                _ => return None,
+            };
+            answer.push((quoted(key), field));
+        }
+        Some(answer)
+    }
+
+    fn change(&self, entity: EntityId, name: &str, fields: &[&'a Field]) -> Option<ChangeField> {
+        let names = self.names.entity(entity);
+        Some(match name {
+            "__typename" => ChangeField::Typename(string(&names.of("Change"))),
+            "event" => ChangeField::Event,
+            "key" => {
+                let mut key = Vec::new();
+                for (response_key, fields) in self.sub_fields(fields) {
+                    let field = match fields[0].name.node.as_str() {
+                        "__typename" => NodeField::Typename(string(&names.of("Key"))),
+                        column => NodeField::Column(names.column(column)?),
+                    };
+                    key.push((quoted(response_key), field));
+                }
+                ChangeField::Key(key)
+            }
+            "node" => ChangeField::Node(self.node(entity, fields)?),
+            "previous" => {
+                let mut previous = self.node(entity, fields)?;
+                for (_, field) in &mut previous.fields {
+                    if let NodeField::Typename(name) = field {
+                        *name = string(&names.of("Basic"));
+                    }
+                }
+                ChangeField::Previous(previous)
+            }
+            other => self.common_change(other)?,
+        })
+    }
+
+    fn any_change(&self, name: &str, _fields: &[&'a Field]) -> Option<ChangeField> {
+        Some(match name {
+            "__typename" => ChangeField::Typename("\"EntityChange\"".into()),
+            "entity" => ChangeField::Entity,
+            "key" => ChangeField::KeyJson,
+            "row" => ChangeField::RowJson,
+            "previous" => ChangeField::PreviousJson,
+            other => self.common_change(other)?,
+        })
+    }
+
+    fn common_change(&self, name: &str) -> Option<ChangeField> {
+        Some(match name {
+            "operation" => ChangeField::Operation,
+            "changedFields" => ChangeField::ChangedFields,
+            "actor" => ChangeField::Actor,
+            "origin" => ChangeField::Origin,
+            "mutationId" => ChangeField::MutationId,
+            "at" => ChangeField::At,
+            _ => return None,
+        })
+    }
+
+    fn each<T>(&self, fields: &[&'a Field], mut make: impl FnMut(&str) -> Option<T>) -> Option<Vec<Keyed<T>>> {
+        self.sub_fields(fields)
+            .into_iter()
+            .map(|(key, fields)| Some((quoted(key), make(fields[0].name.node.as_str())?)))
+            .collect()
+    }
+
+    fn sub_fields(&self, fields: &[&'a Field]) -> Fields<'a> {
+        self.collect(fields.iter().map(|field| &field.selection_set.node))
+    }
+
+    /// The specification's CollectFields. All types that have fields are objects, so after validation every fragment applies.
+    fn collect(&self, sets: impl IntoIterator<Item = &'a SelectionSet>) -> Fields<'a> {
+        let mut fields = Fields::new();
+        let mut spread = BTreeSet::new();
+        for set in sets {
+            self.collect_into(set, &mut fields, &mut spread);
+        }
+        fields
+    }
+
+    fn collect_into(&self, set: &'a SelectionSet, fields: &mut Fields<'a>, spread: &mut BTreeSet<&'a str>) {
+        for selection in &set.items {
+            if !self.is_included(selection.node.directives()) {
+                continue;
+            }
+            match &selection.node {
+                Selection::Field(field) => {
+                    fields.entry(field.node.response_key().node.as_str()).or_default().push(&field.node);
+                }
+                Selection::InlineFragment(fragment) => {
+                    self.collect_into(&fragment.node.selection_set.node, fields, spread);
+                }
+                Selection::FragmentSpread(name) => {
+                    let name = name.node.fragment_name.node.as_str();
+                    if let Some(fragment) = self.document.fragments.get(name)
+                        && spread.insert(name)
+                    {
+                        self.collect_into(&fragment.node.selection_set.node, fields, spread);
+                    }
+                }
+            }
+        }
+    }
+
+    fn is_included(&self, directives: &[Positioned<Directive>]) -> bool {
+        directives.iter().filter_map(condition).all(|(include, value)| {
+            let holds = match value {
+                DocumentValue::Boolean(value) => *value,
+                DocumentValue::Variable(name) => self.variables.get(name) == Some(&ConstValue::Boolean(true)),
+                _ => false,
+            };
+            holds == include
+        })
+    }
+}
+
+/// Whether the schema has `min` and `max` of a column.
+pub(crate) fn has_extremes(kind: &Kind) -> bool {
+    kind.is_ordered() && !matches!(kind, Kind::Boolean | Kind::Uuid | Kind::Enum(_))
+}
+
+fn string(text: &str) -> String {
+    format!("\"{text}\"")
+}
+
+fn quoted(key: &str) -> String {
+    format!("\"{key}\":")
+}

@@ -1,0 +1,335 @@
+use std::{collections::HashMap, sync::Arc};
+
+use async_graphql::{
+    Error as GraphqlError, ErrorExtensions, Name, Value as ConstValue,
+    dynamic::{Field, FieldFuture, FieldValue, InputValue, TypeRef},
+    indexmap::IndexMap,
+};
+use sea_orm::sea_query::Value;
+use sha2::{Digest, Sha256};
+use tidewire_outbox::{
+    EntityId, Filter, Image, Item, KeyValues, MutationId, OnConflict, Page, RecorderTransaction, Remembered, Select,
+    cell, filter::Comparison,
+};
+use tokio::sync::Mutex;
+
+use super::{Described, outputs};
+use crate::{
+    error::{ApiError, Code},
+    input::{Reader, list},
+    model::Model,
+    resolve::Row,
+};
+
+type Arguments = IndexMap<Name, ConstValue>;
+
+/// The transaction that a mutation document runs in. All its fields share it, and it commits only if all of them succeed.
+pub(crate) struct MutationScope(pub(crate) Mutex<Option<RecorderTransaction>>);
+
+/// What the generated mutations do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Action {
+    CreateOne,
+    CreateBatch,
+    Upsert,
+    Update,
+    Delete,
+}
+
+/// What a mutation gave.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+enum Outcome {
+    /// Rows, as the canonical cells of all their columns.
+    Rows(Vec<Vec<Option<String>>>),
+    Count(u64),
+}
+
+/// The generated mutations of an entity.
+pub(super) fn fields(entity: Described<'_>) -> Vec<Field> {
+    let one = TypeRef::named_nn(entity.of("Basic"));
+    let many = TypeRef::named_nn_list_nn(entity.of("Basic"));
+    let insert = || InputValue::new("data", TypeRef::named_nn(entity.of("InsertInput")));
+    let on_conflict = || InputValue::new("onConflict", TypeRef::named(entity.of("OnConflictInput")));
+    let filter = || InputValue::new("filter", TypeRef::named(entity.of("FilterInput")));
+    let if_match = || InputValue::new("ifMatch", TypeRef::named(entity.of("MatchInput")));
+    vec![
+        field(entity, "CreateOne", Action::CreateOne, one.clone(), vec![insert(), on_conflict()]),
+        field(
+            entity,
+            "CreateBatch",
+            Action::CreateBatch,
+            many.clone(),
+            vec![InputValue::new("data", TypeRef::named_nn_list_nn(entity.of("InsertInput"))), on_conflict()],
+        ),
+        field(entity, "Upsert", Action::Upsert, one, vec![insert(), on_conflict()]),
+        field(
+            entity,
+            "Update",
+            Action::Update,
+            many,
+            vec![InputValue::new("data", TypeRef::named_nn(entity.of("UpdateInput"))), filter(), if_match()],
+        ),
+        field(entity, "Delete", Action::Delete, TypeRef::named_nn(TypeRef::INT), vec![filter(), if_match()]),
+    ]
+}
+
+fn field(entity: Described<'_>, suffix: &str, action: Action, ty: TypeRef, arguments: Vec<InputValue>) -> Field {
+    let id = entity.meta.id;
+    let name = format!("{}{suffix}", entity.names().field);
+    let field = Field::new(name, ty, move |ctx| {
+        FieldFuture::new(async move {
+            let model = ctx.data::<Arc<Model>>()?;
+            let mut scope = ctx.data::<Arc<MutationScope>>()?.0.lock().await;
+            let transaction = scope.as_mut().ok_or("the mutation's transaction has ended")?;
+            let arguments = Model::arguments(&ctx);
+            let mutation = Mutation { model, entity: id, action };
+            let outcome = mutation.once(transaction, ctx.field().name(), &arguments).await?;
+            Ok(Some(mutation.answer(outcome)?))
+        })
+    });
+    let id = InputValue::new("mutationId", TypeRef::named(TypeRef::STRING)).description(
+        "Chosen by the client. A second mutation with the same id does nothing and answers as the first did.",
+    );
+    arguments.into_iter().chain([id]).fold(field, Field::argument)
+}
+
+struct Mutation<'a> {
+    model: &'a Arc<Model>,
+    entity: EntityId,
+    action: Action,
+}
+
+impl Mutation<'_> {
+    fn reader(&self) -> Reader<'_> {
+        Reader { names: &self.model.names, entity: self.model.catalog().entity(self.entity) }
+    }
+
+    /// Performs the mutation, unless one with the same id has been performed: then gives what that one gave (promise I12).
+    async fn once(
+        &self,
+        transaction: &mut RecorderTransaction,
+        field: &str,
+        arguments: &Arguments,
+    ) -> Result<Outcome, GraphqlError> {
+        let id = match arguments.get("mutationId") {
+            Some(ConstValue::String(id)) if id.is_empty() || id.len() > 200 => {
+                return Err(ApiError::bad_input("mutationId must have 1 to 200 characters").into());
+            }
+            Some(ConstValue::String(id)) => MutationId::new(id),
+            _ => return self.perform(transaction, arguments).await,
+        };
+        let fingerprint = fingerprint(arguments);
+        if let Some(first) = transaction.recall(&id, field).await.map_err(ApiError::from)? {
+            if first.fingerprint != fingerprint {
+                return Err(ApiError::new(
+                    Code::MutationIdReused,
+                    "this mutationId was used before, with other arguments",
+                )
+                .into());
+            }
+            return serde_json::from_str(&first.result).map_err(|_| {
+                ApiError::new(Code::Internal, "the first result of this mutationId cannot be read").into()
+            });
+        }
+        transaction.set_mutation(Some(id.clone()));
+        let outcome = self.perform(transaction, arguments).await;
+        transaction.set_mutation(None);
+        let outcome = outcome?;
+        let result =
+            serde_json::to_string(&outcome).map_err(|_| ApiError::new(Code::Internal, "the result cannot be kept"))?;
+        transaction.remember(&id, field, &Remembered { fingerprint, result }).await.map_err(ApiError::from)?;
+        Ok(outcome)
+    }
+
+    async fn perform(&self, transaction: &RecorderTransaction, arguments: &Arguments) -> Result<Outcome, GraphqlError> {
+        let argument = |name: &str| arguments.get(name).unwrap_or(&ConstValue::Null);
+        match self.action {
+            Action::CreateOne | Action::CreateBatch | Action::Upsert => {
+                let data = list(argument("data"));
+                self.check_size(data.len() as u64)?;
+                let on_conflict = match (argument("onConflict"), self.action) {
+                    (ConstValue::Null, Action::Upsert) => Some(ConstValue::Object(IndexMap::new())),
+                    (ConstValue::Null, _) => None,
+                    (input, _) => Some(input.clone()),
+                };
+                let mut keys = Vec::with_capacity(data.len());
+                for row in data.iter() {
+                    keys.push(self.insert(transaction, row, on_conflict.as_ref()).await?);
+                }
+                self.read_back(transaction, keys).await
+            }
+            Action::Update | Action::Delete => {
+                let filter = self.reader().filter(argument("filter"))?;
+                self.check_rows(transaction, &filter, argument("ifMatch")).await?;
+                let meta = self.model.catalog().entity(self.entity);
+                let condition = self.model.recorder.condition(meta, &filter).map_err(ApiError::from)?;
+                if self.action == Action::Delete {
+                    let deleted = meta.ops().delete(transaction, condition).await.map_err(ApiError::from)?;
+                    return Ok(Outcome::Count(deleted));
+                }
+                let set = self.reader().assignments(argument("data"))?;
+                let keys = meta.ops().update(transaction, condition, set).await.map_err(ApiError::from)?;
+                self.read_back(transaction, keys).await
+            }
+        }
+    }
+
+    async fn insert(
+        &self,
+        transaction: &RecorderTransaction,
+        row: &ConstValue,
+        on_conflict: Option<&ConstValue>,
+    ) -> Result<KeyValues, ApiError> {
+        let meta = self.model.catalog().entity(self.entity);
+        let values = self.reader().assignments(row)?;
+        let Some(on_conflict) = on_conflict else {
+            return Ok(meta.ops().insert(transaction, values).await?);
+        };
+        let on_conflict = self.reader().on_conflict(on_conflict)?;
+        let given = values.clone();
+        match meta.ops().upsert(transaction, values, on_conflict.clone()).await? {
+            Some(key) => Ok(key),
+            None => self.existing(transaction, &given, &on_conflict).await,
+        }
+    }
+
+    /// The key of the row that was in the way and was left as it is.
+    async fn existing(
+        &self,
+        transaction: &RecorderTransaction,
+        given: &[(usize, Value)],
+        on_conflict: &OnConflict,
+    ) -> Result<KeyValues, ApiError> {
+        let meta = self.model.catalog().entity(self.entity);
+        let target = if on_conflict.target.is_empty() { &meta.key } else { &on_conflict.target };
+        let parts = target.iter().filter_map(|column| {
+            let (_, value) = given.iter().find(|(given, _)| given == column)?;
+            Some(Filter::Compare(*column, Comparison::Equal, value.clone()))
+        });
+        let rows = self.select(transaction, Filter::All(parts.collect()), 1).await?;
+        let row = rows.first().ok_or_else(|| ApiError::new(Code::Internal, "the row in the way is not there"))?;
+        meta.key
+            .iter()
+            .map(|&column| cell::read_value(&meta.columns[column], row.image.cell(column)))
+            .collect::<Option<_>>()
+            .ok_or_else(|| ApiError::new(Code::Internal, "the key of the row in the way cannot be read"))
+    }
+
+    /// Refuses a write that would change too many rows, or rows that are not as the client takes them to be.
+    async fn check_rows(
+        &self,
+        transaction: &RecorderTransaction,
+        filter: &Filter,
+        if_match: &ConstValue,
+    ) -> Result<(), GraphqlError> {
+        let rows =
+            self.select(transaction, filter.clone(), self.model.options.max_mutation_rows.saturating_add(1)).await?;
+        self.check_size(rows.len() as u64)?;
+        if *if_match == ConstValue::Null {
+            return Ok(());
+        }
+        let meta = self.model.catalog().entity(self.entity);
+        let mut expected = Vec::new();
+        for (column, value) in self.reader().assignments(if_match)? {
+            let mut canonical = String::new();
+            let some = cell::write_value(&value, &mut canonical);
+            expected.push((column, some.then_some(canonical)));
+        }
+        let as_expected = |row: &Row| expected.iter().all(|(column, cell)| row.image.cell(*column) == cell.as_deref());
+        if !rows.is_empty() && rows.iter().all(as_expected) {
+            return Ok(());
+        }
+        let encoder = self.model.encoder();
+        let current = rows.iter().map(|row| {
+            let mut json = String::new();
+            encoder.row_json(self.entity, &row.image, 0..meta.columns.len(), &mut json);
+            serde_json::from_str(&json).unwrap_or_default()
+        });
+        let current = ConstValue::List(current.collect());
+        let error =
+            ApiError::new(Code::Conflict, "the row is not as `ifMatch` says. `extensions.current` has it as it is");
+        Err(error.into_graphql().extend_with(|_, extensions| extensions.set("current", current)))
+    }
+
+    fn check_size(&self, rows: u64) -> Result<(), ApiError> {
+        let limit = self.model.options.max_mutation_rows;
+        if rows > limit {
+            return Err(ApiError::new(Code::LimitExceeded, format!("a mutation may change at most {limit} rows")));
+        }
+        Ok(())
+    }
+
+    async fn select(
+        &self,
+        transaction: &RecorderTransaction,
+        filter: Filter,
+        limit: u64,
+    ) -> Result<Vec<Row>, ApiError> {
+        let columns = self.model.catalog().entity(self.entity).columns.len();
+        let select = Select {
+            items: (0..columns).map(Item::Cell).collect(),
+            filter,
+            page: Page::Window { offset: 0, limit },
+            ..Select::new(self.entity)
+        };
+        self.model.rows(self.entity, &transaction.fetch(&select).await?)
+    }
+
+    /// Reads the written rows as they are stored: defaults and triggers have done their part.
+    async fn read_back(
+        &self,
+        transaction: &RecorderTransaction,
+        keys: Vec<KeyValues>,
+    ) -> Result<Outcome, GraphqlError> {
+        const AT_ONCE: usize = 500;
+        let meta = self.model.catalog().entity(self.entity);
+        let mut found: HashMap<Vec<Option<String>>, Arc<Image>> = HashMap::new();
+        for keys in keys.chunks(AT_ONCE) {
+            let any = keys.iter().map(|key| {
+                let parts = meta.key.iter().zip(key);
+                Filter::All(
+                    parts.map(|(&column, value)| Filter::Compare(column, Comparison::Equal, value.clone())).collect(),
+                )
+            });
+            for row in self.select(transaction, Filter::Any(any.collect()), u64::MAX >> 1).await? {
+                let key = meta.key.iter().map(|&column| row.image.cell(column).map(str::to_owned)).collect();
+                found.insert(key, row.image);
+            }
+        }
+        let rows = keys.iter().filter_map(|key| {
+            let cells = key.iter().map(|value| {
+                let mut canonical = String::new();
+                cell::write_value(value, &mut canonical).then_some(canonical)
+            });
+            let image = found.get(&cells.collect::<Vec<_>>())?;
+            Some(image.cells().map(|cell| cell.map(str::to_owned)).collect())
+        });
+        Ok(Outcome::Rows(rows.collect()))
+    }
+
+    fn answer(&self, outcome: Outcome) -> Result<FieldValue<'static>, GraphqlError> {
+        let rows = match outcome {
+            Outcome::Count(count) => return Ok(FieldValue::value(ConstValue::from(count))),
+            Outcome::Rows(rows) => rows,
+        };
+        let rows = rows
+            .into_iter()
+            .map(|cells| Row {
+                entity: self.entity,
+                image: Arc::new(Image::from_cells(cells.iter().map(Option::as_deref))),
+            })
+            .collect();
+        match self.action {
+            Action::CreateOne | Action::Upsert => Ok(outputs::one_row(rows)?),
+            _ => Ok(outputs::row_values(rows)),
+        }
+    }
+}
+
+/// Tells whether two mutations ask for the same thing.
+fn fingerprint(arguments: &Arguments) -> String {
+    let mut others: Vec<_> = arguments.iter().filter(|(name, _)| name.as_str() != "mutationId").collect();
+    others.sort_by_key(|(name, _)| name.as_str());
+    let text = serde_json::to_string(&others).unwrap_or_default();
+    data_encoding::HEXLOWER.encode(&Sha256::digest(text.as_bytes()))
+}

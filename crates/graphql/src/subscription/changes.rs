@@ -1,0 +1,671 @@
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    time::Duration,
+};
+
+use async_graphql::{Value as ConstValue, Variables};
+use futures_util::Stream;
+use sea_orm::sea_query::Value;
+use tidewire_outbox::{
+    Change, Cursor, EntityId, EventKind, Filter, Follower, Image, Item, Operation, ResyncReason, Select, Snapshot,
+    Step, Transaction, cell, classify,
+    filter::{Comparison, Predicate},
+    json::Scanner,
+};
+use tokio::{sync::OnceCell, time::Instant};
+
+use super::Open;
+use crate::{
+    error::ApiError,
+    frame::{Frame, Hole, Template},
+    input::{Reader, enum_name, list},
+    model::Model,
+    plan::{
+        Arguments, ChangeField, EventField, Keyed, Node, NodeField, Plan, PreparedNode, StreamField, object, separate,
+    },
+    wire::write_string,
+};
+
+/// How long to wait before a read that failed is tried again.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// Where a subscriber starts.
+#[derive(Debug, Clone)]
+pub(super) struct Start {
+    after: Option<Result<Cursor, ()>>,
+    snapshot: bool,
+}
+
+impl Start {
+    pub(super) fn read(field: &StreamField, variables: &Variables) -> Self {
+        let Some(arguments) = arguments(field) else { return Self { after: None, snapshot: false } };
+        let arguments = arguments.resolve(variables);
+        let after = match arguments.get("after") {
+            Some(ConstValue::String(cursor)) => Some(cursor.parse().map_err(drop)),
+            _ => None,
+        };
+        Self { after, snapshot: arguments.get("snapshot") == Some(&ConstValue::Boolean(true)) }
+    }
+}
+
+fn arguments(field: &StreamField) -> Option<&Arguments> {
+    match field {
+        StreamField::Changes { arguments, .. } | StreamField::AllChanges { arguments, .. } => Some(arguments),
+        StreamField::Live(_) => None,
+    }
+}
+
+/// The variables that make two subscriptions different, as text: not those that only say where one starts.
+pub(super) fn group_variables(field: &StreamField, variables: &Variables) -> String {
+    let shared: Vec<_> = match arguments(field) {
+        Some(arguments) => {
+            let own = ["after", "snapshot"].map(|name| arguments.variable(name));
+            variables.iter().filter(|(name, _)| !own.contains(&Some(*name))).collect()
+        }
+        None => variables.iter().collect(),
+    };
+    serde_json::to_string(&shared).unwrap_or_default()
+}
+
+/// Subscribers of the same changes.
+pub(super) struct ChangeGroup {
+    model: Arc<Model>,
+    plan: Arc<Plan>,
+    sees: Sees,
+    operations: Option<Vec<Operation>>,
+    /// What the nodes of the changes need beside the changed rows: for each `node` field.
+    nodes: Vec<(PreparedNode, Vec<Item>)>,
+    /// What the newest transactions mean to the group, by the number of their last change.
+    rendered: Mutex<VecDeque<(u64, Arc<Rendered>)>>,
+}
+
+type Rendered = OnceCell<Option<Shared>>;
+
+/// An event that all of the group get.
+#[derive(Debug, Clone)]
+struct Shared {
+    template: Arc<Template>,
+    changes: u64,
+}
+
+/// Which changes a group sees.
+enum Sees {
+    Shape { entity: EntityId, predicate: Predicate, filter: Filter },
+    Entities(Vec<EntityId>),
+}
+
+/// What one event is made of.
+struct Parts<'a> {
+    cursor: Option<&'a Cursor>,
+    resync: Option<&'static str>,
+    changes: &'a [Seen<'a>],
+    /// For each `node` field, the rows' relations by key.
+    relations: Vec<HashMap<String, String>>,
+}
+
+/// A change, or a row of a snapshot, as the group sees it.
+struct Seen<'a> {
+    kind: EventKind,
+    change: Option<&'a Change>,
+    entity: EntityId,
+    before: Option<&'a Image>,
+    after: Option<&'a Image>,
+}
+
+impl Seen<'_> {
+    fn image(&self) -> &Image {
+        self.after.or(self.before).expect("a change has an image")
+    }
+
+    /// The row as it is now, for those who see it.
+    fn node(&self) -> Option<&Image> {
+        if self.kind == EventKind::Leave { None } else { self.after }
+    }
+
+    /// The row as it was, for those who saw it.
+    fn previous(&self) -> Option<&Image> {
+        if self.kind == EventKind::Enter { None } else { self.before }
+    }
+}
+
+impl ChangeGroup {
+    /// How many transactions' events are kept for those of the group who have yet to come to them.
+    const KEPT: usize = 128;
+
+    pub(super) async fn new(model: Arc<Model>, plan: Arc<Plan>, variables: Variables) -> Result<Arc<Self>, ApiError> {
+        let Plan::Subscription(stream) = &*plan else { return Err(ApiError::bad_input("this is no subscription")) };
+        let mut nodes = Vec::new();
+        let mut operations = None;
+        let sees = match &stream.field {
+            StreamField::Live(_) => return Err(ApiError::bad_input("this is no subscription to changes")),
+            StreamField::AllChanges { arguments, .. } => Sees::Entities(entities(&model, arguments, &variables)?),
+            StreamField::Changes { entity, arguments, fields } => {
+                let arguments = arguments.resolve(&variables);
+                let meta = model.catalog().entity(*entity);
+                let reader = Reader { names: &model.names, entity: meta };
+                let filter = reader.filter(arguments.get("filters").unwrap_or(&ConstValue::Null))?;
+                if let Some(value) = arguments.get("operations").filter(|value| **value != ConstValue::Null) {
+                    operations = Some(list(value).iter().filter_map(operation).collect());
+                }
+                for node in node_fields(fields) {
+                    let mut items = vec![Item::Key];
+                    let mut prepared = PreparedNode::default();
+                    for (_, field) in &node.fields {
+                        if let NodeField::One(..) | NodeField::Many(..) = field {
+                            prepared.relations.push(model.preparer(&variables).relation(field, &mut items)?);
+                        }
+                    }
+                    nodes.push((prepared, items));
+                }
+                let predicate = model.log().predicate(meta, &filter).await?;
+                Sees::Shape { entity: *entity, predicate, filter }
+            }
+        };
+        Ok(Arc::new(Self { model, plan: Arc::clone(&plan), sees, operations, nodes, rendered: Mutex::default() }))
+    }
+
+    fn fields(&self) -> (&str, &[Keyed<EventField>]) {
+        match &*self.plan {
+            Plan::Subscription(stream) => match &stream.field {
+                StreamField::Changes { fields, .. } | StreamField::AllChanges { fields, .. } => (&stream.key, fields),
+                StreamField::Live(_) => (&stream.key, &[]),
+            },
+            Plan::Query(_) => ("", &[]),
+        }
+    }
+
+    /// What a transaction means to the group. Worked out once, whoever asks first.
+    async fn event(&self, transaction: &Arc<Transaction>) -> Option<Shared> {
+        let number = transaction.changes.last().map_or(0, |change| change.seq);
+        let cell = {
+            let mut rendered = self.rendered.lock().unwrap_or_else(PoisonError::into_inner);
+            match rendered.iter().rev().find(|(known, _)| *known == number) {
+                Some((_, cell)) => Arc::clone(cell),
+                None => {
+                    if rendered.len() == Self::KEPT {
+                        rendered.pop_front();
+                    }
+                    let cell = Arc::<Rendered>::default();
+                    rendered.push_back((number, Arc::clone(&cell)));
+                    cell
+                }
+            }
+        };
+        cell.get_or_init(|| self.render(transaction)).await.clone()
+    }
+
+    async fn render(&self, transaction: &Transaction) -> Option<Shared> {
+        let seen: Vec<Seen<'_>> = transaction.changes.iter().filter_map(|change| self.see(change)).collect();
+        if seen.is_empty() {
+            return None;
+        }
+        Some(self.write(Some(&transaction.cursor), None, &seen).await)
+    }
+
+    fn see<'a>(&self, change: &'a Change) -> Option<Seen<'a>> {
+        if self.operations.as_ref().is_some_and(|operations| !operations.contains(&change.operation)) {
+            return None;
+        }
+        let kind = match &self.sees {
+            Sees::Shape { entity, predicate, .. } if *entity == change.entity => classify(predicate, change)?,
+            Sees::Entities(entities) if entities.contains(&change.entity) => match change.operation {
+                Operation::Insert => EventKind::Enter,
+                Operation::Update => EventKind::Update,
+                Operation::Delete => EventKind::Leave,
+            },
+            _ => return None,
+        };
+        Some(Seen {
+            kind,
+            change: Some(change),
+            entity: change.entity,
+            before: change.before.as_ref(),
+            after: change.after.as_ref(),
+        })
+    }
+
+    async fn write(&self, cursor: Option<&Cursor>, resync: Option<&'static str>, seen: &[Seen<'_>]) -> Shared {
+        let mut relations = Vec::new();
+        for (_, items) in &self.nodes {
+            relations.push(if items.len() > 1 { self.read_relations(items, seen).await } else { HashMap::new() });
+        }
+        let parts = Parts { cursor, resync, changes: seen, relations };
+        let mut template = Template::default();
+        let (key, fields) = self.fields();
+        template.text.push_str("{\"data\":{");
+        template.text.push_str(key);
+        template.text.push('{');
+        let mut first = true;
+        for (key, field) in fields {
+            separate(&mut first, &mut template.text);
+            template.text.push_str(key);
+            self.write_field(field, &parts, &mut template);
+        }
+        template.text.push_str("}}}");
+        Shared { template: Arc::new(template), changes: seen.len() as u64 }
+    }
+
+    /// Reads what hangs on the rows of an event, all at once. Tries until it succeeds: the stream must not end, nor say what is not so.
+    async fn read_relations(&self, items: &[Item], seen: &[Seen<'_>]) -> HashMap<String, String> {
+        let Some(entity) = seen.first().map(|seen| seen.entity) else { return HashMap::new() };
+        let meta = self.model.catalog().entity(entity);
+        let keys = seen.iter().filter_map(Seen::node).filter_map(|image| {
+            let key: Option<Vec<Value>> =
+                meta.key.iter().map(|&column| cell::read_value(&meta.columns[column], image.cell(column))).collect();
+            let parts = meta.key.iter().zip(key?);
+            Some(Filter::All(parts.map(|(&column, value)| Filter::Compare(column, Comparison::Equal, value)).collect()))
+        });
+        let filter = Filter::Any(keys.collect());
+        let select = Select { items: items.to_vec(), filter, ..Select::new(entity) };
+        loop {
+            match self.model.recorder.fetch(std::slice::from_ref(&select)).await {
+                Ok(parts) => return self.by_key(entity, &parts[0]).unwrap_or_default(),
+                Err(error) => {
+                    tracing::warn!(%error, "the relations of changed rows could not be read; trying again");
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    /// Rows of items, the first of which is the key, by their keys.
+    fn by_key(&self, entity: EntityId, json: &str) -> tidewire_outbox::Result<HashMap<String, String>> {
+        let meta = self.model.catalog().entity(entity);
+        let mut scanner = Scanner::new(json);
+        scanner.open()?;
+        let mut rows = HashMap::new();
+        while scanner.next_item()? {
+            let row = scanner.value()?;
+            let mut items = Scanner::new(row);
+            items.open()?;
+            let mut cells = Scanner::new(items.value()?);
+            let mut key = String::new();
+            for column in meta.key_columns() {
+                cells.next_item()?;
+                self.model.recorder.packed().write_canonical(&column.kind, cells.value()?, &mut key);
+                key.push(',');
+            }
+            rows.insert(key, row.to_owned());
+        }
+        Ok(rows)
+    }
+
+    fn write_field(&self, field: &EventField, parts: &Parts<'_>, template: &mut Template) {
+        let out = &mut template.text;
+        match field {
+            EventField::Typename(name) => out.push_str(name),
+            EventField::Cursor => match parts.cursor {
+                Some(cursor) => write_string(&cursor.to_string(), out),
+                None => out.push_str("null"),
+            },
+            EventField::Sequence => template.leave(Hole::Sequence),
+            EventField::UpToDate => template.leave(Hole::UpToDate),
+            EventField::Resync => match parts.resync {
+                Some(reason) => write_string(reason, out),
+                None => out.push_str("null"),
+            },
+            EventField::Changes(fields) => {
+                out.push('[');
+                let mut first = true;
+                for seen in parts.changes {
+                    separate(&mut first, out);
+                    out.push('{');
+                    let mut first = true;
+                    let mut node = 0;
+                    for (key, field) in fields {
+                        separate(&mut first, out);
+                        out.push_str(key);
+                        self.write_change(field, seen, parts, &mut node, out);
+                    }
+                    out.push('}');
+                }
+                out.push(']');
+            }
+        }
+    }
+
+    fn write_change(
+        &self,
+        field: &ChangeField,
+        seen: &Seen<'_>,
+        parts: &Parts<'_>,
+        node: &mut usize,
+        out: &mut String,
+    ) {
+        let optional = |text: Option<&Arc<str>>, out: &mut String| match text {
+            Some(text) => write_string(text, out),
+            None => out.push_str("null"),
+        };
+        let encoder = self.model.stream_encoder();
+        let meta = self.model.catalog().entity(seen.entity);
+        let all = 0..meta.columns.len();
+        let row = |image: Option<&Image>, out: &mut String| match image {
+            Some(image) => encoder.row_json(seen.entity, image, all.clone(), out),
+            None => out.push_str("null"),
+        };
+        match field {
+            ChangeField::Typename(name) => out.push_str(name),
+            ChangeField::Event => out.push_str(match seen.kind {
+                EventKind::Enter => "\"ENTER\"",
+                EventKind::Update => "\"UPDATE\"",
+                EventKind::Leave => "\"LEAVE\"",
+            }),
+            ChangeField::Operation => out.push_str(match seen.change.map(|change| change.operation) {
+                Some(Operation::Insert) => "\"INSERT\"",
+                Some(Operation::Update) => "\"UPDATE\"",
+                Some(Operation::Delete) => "\"DELETE\"",
+                None => "null",
+            }),
+            ChangeField::Key(fields) => {
+                let image = seen.image();
+                // A lenient encoder does not fail.
+                let _ = object(fields, out, |field, out| {
+                    match field {
+                        NodeField::Typename(name) => out.push_str(name),
+                        NodeField::Column(column) => {
+                            encoder.wire.canonical(&meta.columns[*column], image.cell(*column), out)?;
+                        }
+                        NodeField::One(..) | NodeField::Many(..) => out.push_str("null"),
+                    }
+                    Ok(())
+                });
+            }
+            ChangeField::Node(plan) => {
+                let place = std::mem::replace(node, *node + 1);
+                let Some(image) = seen.node() else { return out.push_str("null") };
+                let relations = parts.relations.get(place).and_then(|rows| rows.get(&key_text(meta, image)));
+                // Past the key, which stands first.
+                let relations = relations.and_then(|row| {
+                    let mut scanner = Scanner::new(row);
+                    scanner.open().ok()?;
+                    scanner.value().ok()?;
+                    Some(scanner)
+                });
+                let (prepared, _) = &self.nodes[place];
+                if encoder.image(plan, prepared, image, relations, out).is_err() {
+                    out.push_str("null");
+                }
+            }
+            ChangeField::Previous(plan) => match seen.previous() {
+                Some(image) => {
+                    let _ = encoder.image(plan, &PreparedNode::default(), image, None, out);
+                }
+                None => out.push_str("null"),
+            },
+            ChangeField::ChangedFields => {
+                let names = self.model.names.entity(seen.entity);
+                out.push('[');
+                let mut first = true;
+                let mut write = |column: usize| {
+                    separate(&mut first, out);
+                    write_string(&names.columns[column], out);
+                };
+                match seen.change {
+                    Some(change) => change.changed_columns().for_each(&mut write),
+                    None => all.for_each(&mut write),
+                }
+                out.push(']');
+            }
+            ChangeField::Actor => optional(seen.change.and_then(|change| change.actor.as_ref()), out),
+            ChangeField::Origin => optional(seen.change.and_then(|change| change.origin.as_ref()), out),
+            ChangeField::MutationId => optional(seen.change.and_then(|change| change.mutation_id.as_ref()), out),
+            ChangeField::At => match seen.change {
+                Some(change) => {
+                    let mut canonical = String::new();
+                    cell::write_timestamp(change.at, &mut canonical);
+                    encoder.wire.time(&canonical, out);
+                }
+                None => out.push_str("null"),
+            },
+            ChangeField::Entity => write_string(&self.model.names.entity(seen.entity).field, out),
+            ChangeField::KeyJson => encoder.row_json(seen.entity, seen.image(), meta.key.iter().copied(), out),
+            ChangeField::RowJson => row(seen.node(), out),
+            ChangeField::PreviousJson => row(seen.previous(), out),
+        }
+    }
+}
+
+fn key_text(meta: &tidewire_outbox::EntityMeta, image: &Image) -> String {
+    let mut key = String::new();
+    for &column in &meta.key {
+        key.push_str(image.cell(column).unwrap_or_default());
+        key.push(',');
+    }
+    key
+}
+
+fn node_fields(fields: &[Keyed<EventField>]) -> impl Iterator<Item = &Node> {
+    fields
+        .iter()
+        .filter_map(|(_, field)| if let EventField::Changes(changes) = field { Some(changes) } else { None })
+        .flatten()
+        .filter_map(|(_, field)| if let ChangeField::Node(node) = field { Some(node) } else { None })
+}
+
+fn operation(value: &ConstValue) -> Option<Operation> {
+    Some(match enum_name(value)? {
+        "INSERT" => Operation::Insert,
+        "UPDATE" => Operation::Update,
+        "DELETE" => Operation::Delete,
+        _ => return None,
+    })
+}
+
+fn entities(model: &Model, arguments: &Arguments, variables: &Variables) -> Result<Vec<EntityId>, ApiError> {
+    let arguments = arguments.resolve(variables);
+    match arguments.get("entities") {
+        None | Some(ConstValue::Null) => Ok(model.catalog().entities().iter().map(|entity| entity.id).collect()),
+        Some(names) => list(names)
+            .iter()
+            .map(|name| {
+                let name = enum_name(name).unwrap_or_default();
+                model.names.by_field(name).ok_or_else(|| ApiError::bad_input(format!("there is no entity {name}")))
+            })
+            .collect(),
+    }
+}
+
+/// Where a subscriber begins to follow the log.
+pub(super) async fn begin(model: &Model, start: &Start) -> Result<Follower, ApiError> {
+    let after = match &start.after {
+        Some(Ok(cursor)) => cursor.clone(),
+        _ => model.log().position().await?,
+    };
+    Ok(model.log().follow_all(after).await?)
+}
+
+/// One subscriber's events.
+pub(super) fn subscribe(
+    group: Arc<ChangeGroup>,
+    start: Start,
+    follower: Follower,
+    open: Open,
+) -> impl Stream<Item = Frame> + Send {
+    let next = match start.after {
+        Some(Err(())) => Next::Resync("MALFORMED"),
+        None if start.snapshot => Next::OpenSnapshot,
+        _ => Next::Follow,
+    };
+    let subscriber = Subscriber {
+        told_cursor: follower.cursor().clone(),
+        follower,
+        next,
+        ready: VecDeque::new(),
+        sequence: 0,
+        told: false,
+        told_at: Instant::now(),
+        wants_snapshot: start.snapshot,
+        group,
+        open,
+    };
+    futures_util::stream::unfold(subscriber, |mut subscriber| async move {
+        let frame = subscriber.next_frame().await?;
+        Some((frame, subscriber))
+    })
+}
+
+struct Subscriber {
+    group: Arc<ChangeGroup>,
+    follower: Follower,
+    next: Next,
+    ready: VecDeque<Frame>,
+    sequence: u64,
+    /// Whether the client was last told that it has seen everything.
+    told: bool,
+    told_at: Instant,
+    /// The newest cursor that the client was told.
+    told_cursor: Cursor,
+    wants_snapshot: bool,
+    open: Open,
+}
+
+/// What a subscriber does next.
+enum Next {
+    /// Say that the client must start over, and why.
+    Resync(&'static str),
+    OpenSnapshot,
+    Snapshot(Box<dyn Snapshot>),
+    Follow,
+    End,
+}
+
+impl Subscriber {
+    async fn next_frame(&mut self) -> Option<Frame> {
+        loop {
+            if let Some(frame) = self.ready.pop_front() {
+                return Some(frame);
+            }
+            self.next = match std::mem::replace(&mut self.next, Next::End) {
+                Next::Resync(reason) => self.resync(reason).await,
+                Next::OpenSnapshot => self.open_snapshot().await,
+                Next::Snapshot(snapshot) => self.read_snapshot(snapshot).await,
+                Next::Follow => self.follow().await,
+                Next::End => return None,
+            };
+        }
+    }
+
+    fn send(&mut self, shared: Shared, up_to_date: bool) {
+        self.open.0.events.fetch_add(1, Ordering::Relaxed);
+        self.open.0.changes.fetch_add(shared.changes, Ordering::Relaxed);
+        self.ready.push_back(Frame::new(shared.template, self.sequence, up_to_date));
+        self.sequence += 1;
+        self.told = up_to_date;
+        self.told_at = Instant::now();
+    }
+
+    async fn resync(&mut self, reason: &'static str) -> Next {
+        self.open.0.resyncs.fetch_add(1, Ordering::Relaxed);
+        if self.wants_snapshot {
+            let event = self.group.write(None, Some(reason), &[]).await;
+            self.send(event, false);
+            return Next::OpenSnapshot;
+        }
+        match self.group.model.log().position().await {
+            Ok(now) => {
+                let event = self.group.write(Some(&now), Some(reason), &[]).await;
+                self.send(event, false);
+                self.told_cursor = now.clone();
+                self.follower.restart(now);
+                Next::Follow
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the log could not be read; trying again");
+                tokio::time::sleep(RETRY).await;
+                Next::Resync(reason)
+            }
+        }
+    }
+
+    async fn open_snapshot(&mut self) -> Next {
+        let Sees::Shape { entity, filter, .. } = &self.group.sees else { return Next::Follow };
+        let model = &self.group.model;
+        match model.log().snapshot(model.catalog().entity(*entity), filter.clone()).await {
+            Ok(snapshot) => Next::Snapshot(snapshot),
+            Err(error) => {
+                tracing::warn!(%error, "a snapshot could not be opened; trying again");
+                tokio::time::sleep(RETRY).await;
+                Next::OpenSnapshot
+            }
+        }
+    }
+
+    async fn read_snapshot(&mut self, mut snapshot: Box<dyn Snapshot>) -> Next {
+        let group = Arc::clone(&self.group);
+        let limit = group.model.options.snapshot_rows;
+        let images = match snapshot.next(limit).await {
+            Ok(images) => images,
+            Err(error) => {
+                // The rows that were sent belong to a moment that is lost.
+                tracing::warn!(%error, "a snapshot could not be read; starting it again");
+                tokio::time::sleep(RETRY).await;
+                return Next::Resync("EPOCH");
+            }
+        };
+        let cursor = (images.len() < limit).then(|| snapshot.cursor().clone());
+        let seen: Vec<Seen<'_>> = images.iter().filter_map(|image| group.row(image)).collect();
+        self.send(group.write(cursor.as_ref(), None, &seen).await, false);
+        match cursor {
+            Some(cursor) => {
+                self.told_cursor = cursor.clone();
+                self.follower.restart(cursor);
+                Next::Follow
+            }
+            None => Next::Snapshot(snapshot),
+        }
+    }
+
+    async fn follow(&mut self) -> Next {
+        let group = Arc::clone(&self.group);
+        let deadline = self.told_at + group.model.options.cursor_interval;
+        match tokio::time::timeout_at(deadline, self.follower.next()).await {
+            Ok(Ok(Step::Transactions { transactions, cursor, up_to_date })) => {
+                let mut events = Vec::new();
+                for transaction in &transactions {
+                    events.extend(group.event(transaction).await);
+                }
+                let last = events.len();
+                for (index, event) in events.into_iter().enumerate() {
+                    self.send(event, up_to_date && index + 1 == last);
+                }
+                if last > 0 {
+                    self.told_cursor = cursor;
+                } else if up_to_date && !self.told {
+                    self.send(group.write(Some(&cursor), None, &[]).await, true);
+                    self.told_cursor = cursor;
+                }
+                Next::Follow
+            }
+            Ok(Ok(Step::Resync(reason))) => Next::Resync(match reason {
+                ResyncReason::Trimmed => "TRIMMED",
+                ResyncReason::Epoch => "EPOCH",
+                ResyncReason::Oversized => "OVERSIZED",
+            }),
+            Ok(Ok(Step::Ended)) => Next::End,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the log could not be read; trying again");
+                tokio::time::sleep(RETRY).await;
+                Next::Follow
+            }
+            // Nothing for this client for a while. If the log has gone on, it should know where to resume.
+            Err(_) => {
+                self.told_at = Instant::now();
+                let cursor = self.follower.cursor().clone();
+                if self.told && cursor != self.told_cursor {
+                    self.send(group.write(Some(&cursor), None, &[]).await, true);
+                    self.told_cursor = cursor;
+                }
+                Next::Follow
+            }
+        }
+    }
+}
+
+impl ChangeGroup {
+    /// A row of a snapshot, as a row that enters.
+    fn row<'a>(&self, image: &'a Image) -> Option<Seen<'a>> {
+        let Sees::Shape { entity, .. } = &self.sees else { return None };
+        Some(Seen { kind: EventKind::Enter, change: None, entity: *entity, before: None, after: Some(image) })
+    }
+}

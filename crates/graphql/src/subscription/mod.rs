@@ -1,0 +1,158 @@
+//! Running subscriptions.
+//!
+//! Subscriptions with the same document and variables form a group. What a transaction means to a group is worked out once, by whoever of the
+//! group comes to it first, and written once; the others share it. Each subscriber walks the log at its own pace, so none waits for another.
+
+mod changes;
+mod live;
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use async_graphql::Variables;
+use futures_util::{StreamExt, stream::BoxStream};
+
+use self::{changes::ChangeGroup, live::LiveGroup};
+use crate::{
+    api::Request,
+    error::ApiError,
+    frame::Frame,
+    model::Model,
+    plan::{Plan, StreamField},
+};
+
+/// All subscriptions of an API.
+pub(crate) struct Subscriptions {
+    model: Arc<Model>,
+    changes: Groups<ChangeGroup>,
+    live: Groups<LiveGroup>,
+    counters: Arc<Counters>,
+}
+
+/// How many subscriptions there are, and what they have been given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SubscriptionStats {
+    /// Subscriptions that are open.
+    pub open: u64,
+    /// Groups of subscriptions with the same document and variables.
+    pub groups: u64,
+    /// Events that have been handed to transports.
+    pub events: u64,
+    /// Changes in them.
+    pub changes: u64,
+    /// Resyncs among the events.
+    pub resyncs: u64,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) open: AtomicU64,
+    pub(crate) events: AtomicU64,
+    pub(crate) changes: AtomicU64,
+    pub(crate) resyncs: AtomicU64,
+}
+
+/// Counts a subscription for as long as it lives.
+struct Open(Arc<Counters>);
+
+impl Open {
+    fn new(counters: &Arc<Counters>) -> Self {
+        counters.open.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(counters))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What makes two subscriptions the same.
+type GroupKey = (Arc<str>, Option<Arc<str>>, String);
+
+struct Groups<G>(Mutex<HashMap<GroupKey, Weak<G>>>);
+
+impl<G> Groups<G> {
+    fn new() -> Self {
+        Self(Mutex::default())
+    }
+
+    fn len(&self) -> usize {
+        let groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        groups.values().filter(|group| group.strong_count() > 0).count()
+    }
+
+    fn get(&self, key: &GroupKey) -> Option<Arc<G>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key)?.upgrade()
+    }
+
+    /// Adds a group, unless another made one in the meantime: then gives that.
+    fn insert(&self, key: GroupKey, group: Arc<G>) -> Arc<G> {
+        let mut groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = groups.get(&key).and_then(Weak::upgrade) {
+            return known;
+        }
+        // Groups that have ended go when the map would grow.
+        if groups.len() == groups.capacity() {
+            groups.retain(|_, group| group.strong_count() > 0);
+        }
+        groups.insert(key, Arc::downgrade(&group));
+        group
+    }
+}
+
+impl Subscriptions {
+    pub(crate) fn new(model: Arc<Model>) -> Self {
+        Self { model, changes: Groups::new(), live: Groups::new(), counters: Arc::default() }
+    }
+
+    pub(crate) fn stats(&self) -> SubscriptionStats {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        SubscriptionStats {
+            open: load(&self.counters.open),
+            groups: (self.changes.len() + self.live.len()) as u64,
+            events: load(&self.counters.events),
+            changes: load(&self.counters.changes),
+            resyncs: load(&self.counters.resyncs),
+        }
+    }
+
+    pub(crate) async fn open(
+        &self,
+        plan: Arc<Plan>,
+        request: &Request,
+        variables: Variables,
+    ) -> Result<BoxStream<'static, Frame>, ApiError> {
+        let Plan::Subscription(stream) = &*plan else {
+            return Err(ApiError::bad_input("this is no subscription"));
+        };
+        let open = Open::new(&self.counters);
+        let is_live = matches!(stream.field, StreamField::Live(_));
+        // Where a subscriber starts is its own; what it sees is the group's.
+        let start = changes::Start::read(&stream.field, &variables);
+        let key = (
+            Arc::from(request.query.as_str()),
+            request.operation_name.as_deref().map(Arc::from),
+            changes::group_variables(&stream.field, &variables),
+        );
+        if is_live {
+            let group = match self.live.get(&key) {
+                Some(group) => group,
+                None => self.live.insert(key, LiveGroup::start(Arc::clone(&self.model), plan, &variables).await?),
+            };
+            return Ok(live::subscribe(group, open).boxed());
+        }
+        let group = match self.changes.get(&key) {
+            Some(group) => group,
+            None => self.changes.insert(key, ChangeGroup::new(Arc::clone(&self.model), plan, variables).await?),
+        };
+        let follower = changes::begin(&self.model, &start).await?;
+        Ok(changes::subscribe(group, start, follower, open).boxed())
+    }
+}

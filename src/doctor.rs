@@ -1,0 +1,100 @@
+use anyhow::Result;
+use migration::{MigrationStatus, Migrator, MigratorTrait};
+use tidewire_outbox::{Recorder, SCHEMA_VERSION};
+
+use crate::config::Config;
+
+/// What a check found.
+enum Finding {
+    Fine(String),
+    Wrong(String),
+}
+
+/// Looks at everything that sync depends on, prints what it finds, and answers whether all is well.
+///
+/// # Errors
+/// The settings are wrong. What is wrong with the database is a finding.
+pub async fn doctor(config: &Config) -> Result<bool> {
+    let url = crate::redacted(&config.database.url);
+    let recorder = match crate::connect(config).await {
+        Ok(recorder) => recorder,
+        Err(error) => {
+            print(&Finding::Wrong(format!("{error:#}")));
+            return Ok(false);
+        }
+    };
+    let mut findings = vec![Finding::Fine(format!("{url} can be opened"))];
+    findings.push(outbox(&recorder).await);
+    findings.push(migrations(&recorder).await);
+    findings.push(capture(&recorder).await);
+    findings.push(retention(&recorder, config).await);
+    recorder.close().await;
+    findings.iter().for_each(print);
+    Ok(findings.iter().all(|finding| matches!(finding, Finding::Fine(_))))
+}
+
+fn print(finding: &Finding) {
+    match finding {
+        Finding::Fine(text) => println!("ok     {text}"),
+        Finding::Wrong(text) => println!("WRONG  {text}"),
+    }
+}
+
+async fn outbox(recorder: &Recorder) -> Finding {
+    match tidewire_outbox::installed(recorder.unrecorded()).await {
+        Ok(0) => Finding::Wrong("there is no outbox. `tidewire migrate up` creates it".into()),
+        Ok(SCHEMA_VERSION) => Finding::Fine(format!("the outbox is there, version {SCHEMA_VERSION}")),
+        Ok(version) if version < SCHEMA_VERSION => Finding::Wrong(format!(
+            "the outbox is of version {version}, and this program works with {SCHEMA_VERSION}. `tidewire migrate up` brings it up"
+        )),
+        Ok(version) => {
+            Finding::Wrong(format!("the outbox is of version {version}, newer than this program. Use a newer program"))
+        }
+        Err(error) => Finding::Wrong(format!("the outbox cannot be read: {error:?}")),
+    }
+}
+
+async fn migrations(recorder: &Recorder) -> Finding {
+    match Migrator::get_migration_with_status(recorder.unrecorded()).await {
+        Ok(all) => {
+            let pending: Vec<_> = all
+                .iter()
+                .filter(|migration| matches!(migration.status(), MigrationStatus::Pending))
+                .map(|migration| migration.name().to_owned())
+                .collect();
+            if pending.is_empty() {
+                Finding::Fine(format!("all {} migrations have run", all.len()))
+            } else {
+                Finding::Wrong(format!(
+                    "{} pending: {}. `tidewire migrate up` runs them",
+                    pending.len(),
+                    pending.join(", ")
+                ))
+            }
+        }
+        Err(error) => Finding::Wrong(format!("the migrations cannot be read: {error}")),
+    }
+}
+
+async fn capture(recorder: &Recorder) -> Finding {
+    match recorder.check().await {
+        Ok(()) => Finding::Fine(format!("writes of {} entities can be recorded", recorder.catalog().entities().len())),
+        Err(error) => Finding::Wrong(format!("writes cannot be recorded: {error:?}")),
+    }
+}
+
+async fn retention(recorder: &Recorder, config: &Config) -> Finding {
+    let stats = match recorder.log().stats().await {
+        Ok(stats) => stats,
+        Err(error) => return Finding::Wrong(format!("the log cannot be read: {error:?}")),
+    };
+    let age = stats.oldest_at.map_or(0, |oldest| (chrono::Utc::now() - oldest).num_hours());
+    let limit = i64::try_from(config.retention.max_age_hours).unwrap_or(i64::MAX);
+    // A day of grace: retention runs only while a server does.
+    if limit > 0 && age > limit.saturating_add(24) {
+        return Finding::Wrong(format!(
+            "the oldest change is {age} hours old, and retention is {limit}. Is a server running on this database?"
+        ));
+    }
+    Finding::Fine(format!("the log holds {} changes, the oldest {age} hours old", stats.changes))
+}

@@ -1,0 +1,53 @@
+use anyhow::{Context, Result};
+use clap::Subcommand;
+use migration::{MigrationStatus, Migrator, MigratorTrait};
+use tidewire_outbox::Recorder;
+
+use crate::config::Config;
+
+/// What to do with the migrations.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum MigrateCommand {
+    /// Run those that have not run
+    Up,
+    /// Undo the last one
+    Down,
+    /// Say which have run
+    Status,
+}
+
+/// Runs a migration command and prints what it did.
+///
+/// # Errors
+/// The database cannot be opened, or a migration fails.
+pub async fn migrate(config: &Config, command: MigrateCommand) -> Result<()> {
+    let recorder = crate::connect(config).await?;
+    // A migration changes the tables that the recorder watches, so it runs on the plain connection.
+    let connection = recorder.unrecorded();
+    match command {
+        MigrateCommand::Up => {
+            let before = Migrator::get_pending_migrations(connection).await?.len();
+            up(&recorder).await?;
+            println!("{before} migrations run");
+        }
+        MigrateCommand::Down => {
+            Migrator::down(connection, Some(1)).await.context("the last migration cannot be undone")?;
+            println!("the last migration undone");
+        }
+        MigrateCommand::Status => {
+            for migration in Migrator::get_migration_with_status(connection).await? {
+                let status = match migration.status() {
+                    MigrationStatus::Applied => "has run",
+                    MigrationStatus::Pending => "pending",
+                };
+                println!("{status:8}  {}", migration.name());
+            }
+        }
+    }
+    recorder.close().await;
+    Ok(())
+}
+
+pub(crate) async fn up(recorder: &Recorder) -> Result<()> {
+    Migrator::up(recorder.unrecorded(), None).await.context("the migrations failed")
+}
