@@ -93,6 +93,8 @@ mod sections {
         pub ring_max_bytes: usize,
         pub ring_max_transactions: usize,
         pub chunk_changes: usize,
+        pub max_snapshots: usize,
+        pub snapshot_patience_ms: u64,
     }
 
     #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -153,6 +155,8 @@ impl Config {
         log.ring_max_bytes = self.log.ring_max_bytes;
         log.ring_max_transactions = self.log.ring_max_transactions;
         log.chunk_changes = self.log.chunk_changes;
+        log.max_snapshots = self.log.max_snapshots;
+        log.snapshot_patience = Duration::from_millis(self.log.snapshot_patience_ms);
         let mut options = RecorderOptions::default();
         options.max_readers = self.database.max_readers;
         options.log = log;

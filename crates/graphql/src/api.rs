@@ -12,13 +12,14 @@ use tidewire_outbox::{Actor, Origin, Recorder};
 use tokio::sync::Mutex;
 
 use crate::{
+    conform::conform,
     document::{Documents, Known, check_fields, check_text, texts_to_integers, with_codes},
     error::{ApiError, Code},
     frame::Frame,
     model::Model,
     names::Names,
     options::Options,
-    plan::{Plan, Root},
+    plan::{Plan, Root, Selection},
     resolve::RequestVariables,
     schema::{self, Additions, MutationScope},
     subscription::Subscriptions,
@@ -337,7 +338,9 @@ impl Inner {
     /// Runs the document by its resolvers.
     async fn resolve(&self, known: &Known, request: Request) -> Response {
         let variables = known.variables(&self.schema, &request.variables).unwrap_or_default();
-        let response = self.schema.execute(self.graphql_request(known, &request, variables)).await;
+        let mut response = self.schema.execute(self.graphql_request(known, &request, variables.clone())).await;
+        let selection = Selection { document: &known.document, variables: &variables };
+        conform(self.schema.registry(), selection, &mut response);
         Response::from_graphql(response)
     }
 

@@ -9,7 +9,7 @@ use async_graphql::{
     Name, Positioned, ServerError, Value as ConstValue, Variables,
     dynamic::Schema,
     parser::types::{
-        BaseType, ExecutableDocument, FragmentDefinition, Selection, SelectionSet, Type, VariableDefinition,
+        BaseType, ExecutableDocument, FragmentDefinition, Selection as Selected, SelectionSet, Type, VariableDefinition,
     },
     registry::{MetaType, Registry},
 };
@@ -18,7 +18,7 @@ use crate::{
     error::{ApiError, Code},
     model::Model,
     options::Options,
-    plan::{Compiler, Document, Plan},
+    plan::{Compiler, Document, Plan, Selection},
 };
 
 /// A document that was found valid, with its plans.
@@ -45,7 +45,8 @@ impl Known {
         if let Some(plan) = plans.get(&conditions) {
             return plan.clone();
         }
-        let compiler = Compiler { names: &model.names, catalog: model.catalog(), document: &self.document, variables };
+        let selection = Selection { document: &self.document, variables };
+        let compiler = Compiler { names: &model.names, catalog: model.catalog(), selection };
         let plan = compiler.compile().map(Arc::new);
         if plans.len() < MAX_PLANS {
             plans.insert(conditions, plan.clone());
@@ -220,9 +221,9 @@ impl<'a> Counter<'a> {
     fn count(&mut self, set: &'a SelectionSet) -> usize {
         set.items.iter().fold(0, |count: usize, selection| {
             count.saturating_add(match &selection.node {
-                Selection::Field(field) => self.count(&field.node.selection_set.node).saturating_add(1),
-                Selection::InlineFragment(fragment) => self.count(&fragment.node.selection_set.node),
-                Selection::FragmentSpread(spread) => self.count_fragment(spread.node.fragment_name.node.as_str()),
+                Selected::Field(field) => self.count(&field.node.selection_set.node).saturating_add(1),
+                Selected::InlineFragment(fragment) => self.count(&fragment.node.selection_set.node),
+                Selected::FragmentSpread(spread) => self.count_fragment(spread.node.fragment_name.node.as_str()),
             })
         })
     }

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod api;
+mod conform;
 mod document;
 mod error;
 mod frame;

@@ -3,7 +3,7 @@
 //! The names of queries and mutations, of their types and of their arguments are those that Seaography 2.0 gives by default, so that its
 //! clients' documents work unchanged.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use heck::{ToLowerCamelCase, ToUpperCamelCase};
 use tidewire_outbox::{Catalog, ColumnMeta, EntityId, EntityMeta, EnumMeta, Kind};
@@ -76,6 +76,12 @@ impl Names {
             }
             if let Some((column, name)) = entity.columns.iter().zip(&names.columns).find(|(_, name)| !is_name(name)) {
                 problems.push(format!("{}.{} gives {name:?}, which is no GraphQL name", entity.name, column.name));
+            }
+            let mut fields = BTreeSet::new();
+            for name in names.columns.iter().chain(&names.relations) {
+                if !fields.insert(name) {
+                    problems.push(format!("{} would have two fields called {name}", entity.name));
+                }
             }
         }
         let mut enums: BTreeMap<String, EnumNames> = BTreeMap::new();

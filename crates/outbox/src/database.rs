@@ -67,7 +67,7 @@ pub(crate) trait Database: Send + Sync + fmt::Debug + 'static {
     async fn fetch(&self, selects: &[Select], with_cursor: bool) -> Result<Fetched>;
 
     /// Opens a snapshot of the rows that pass a filter.
-    async fn snapshot(&self, entity: EntityId, filter: Filter) -> Result<Box<dyn Snapshot>>;
+    async fn snapshot(&self, entity: EntityId, filter: Filter) -> Result<Box<dyn SnapshotSource>>;
 
     /// Whether the cursor belongs to the history that the log has, as far as the latest read showed it. Costs no look at the database.
     fn continues(&self, cursor: &Cursor) -> bool;
@@ -89,18 +89,13 @@ pub trait Packed: Send + Sync {
     fn write_canonical(&self, kind: &Kind, packed: &str, out: &mut String) -> bool;
 }
 
-/// The rows of one moment, read in parts, in the order of their key.
-///
-/// It holds a connection, and the database's patience with old snapshots, until it is dropped.
+/// An open snapshot, on a connection of its own, so that readers never wait for one. Dropped, it is closed.
 #[async_trait]
-pub trait Snapshot: Send + Sync {
+pub(crate) trait SnapshotSource: Send {
     /// Where a reader stands that has these rows.
     fn cursor(&self) -> &Cursor;
 
-    /// The next rows, up to `limit` of them. Fewer than that only at the end.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Database`](crate::ErrorKind::Database) as it comes. The snapshot is lost then; open another.
+    /// The next rows in the order of their key, up to `limit` of them. Fewer than that only at the end.
     async fn next(&mut self, limit: usize) -> Result<Vec<Image>>;
 }
 

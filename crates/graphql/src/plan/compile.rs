@@ -1,102 +1,24 @@
-use std::collections::{BTreeSet, HashMap};
-
-use async_graphql::{
-    Name, Positioned, Variables,
-    indexmap::IndexMap,
-    parser::types::{
-        Directive, DocumentOperations, ExecutableDocument, Field, FragmentDefinition, OperationDefinition,
-        OperationType, Selection, SelectionSet,
-    },
-};
-use async_graphql_value::{ConstValue, Value as DocumentValue};
+use async_graphql::parser::types::{Field, OperationType};
 use tidewire_outbox::{Aggregate, Catalog, EntityId, Kind};
 
 use super::{
     AggregateColumn, AggregateField, Arguments, ChangeField, EdgeField, EventField, Keyed, List, ListField, Needs,
-    Node, NodeField, PageInfoField, PaginationInfoField, Plan, Root, RootField, Stream, StreamField,
+    Node, NodeField, PageInfoField, PaginationInfoField, Plan, Root, RootField, Selection, Stream, StreamField,
 };
 use crate::names::Names;
-
-/// One operation of a parsed and validated document.
-#[derive(Debug)]
-pub(crate) struct Document {
-    pub(crate) operation: Positioned<OperationDefinition>,
-    fragments: HashMap<Name, Positioned<FragmentDefinition>>,
-    /// The variables that `@skip` and `@include` ask for: a plan holds for one set of their values.
-    conditions: Vec<Name>,
-}
-
-impl Document {
-    /// Picks the operation to run; `None` where the name fits none or more than one.
-    pub(crate) fn new(document: ExecutableDocument, operation_name: Option<&str>) -> Option<Self> {
-        let operation = match (document.operations, operation_name) {
-            (DocumentOperations::Single(operation), None) => operation,
-            (DocumentOperations::Multiple(mut operations), Some(name)) => operations.remove(name)?,
-            (DocumentOperations::Multiple(operations), None) if operations.len() == 1 => {
-                operations.into_values().next()?
-            }
-            _ => return None,
-        };
-        let mut found = BTreeSet::new();
-        find_conditions(&operation.node.selection_set.node, &mut found);
-        for fragment in document.fragments.values() {
-            find_conditions(&fragment.node.selection_set.node, &mut found);
-        }
-        Some(Self { operation, fragments: document.fragments, conditions: found.into_iter().collect() })
-    }
-
-    pub(crate) fn kind(&self) -> OperationType {
-        self.operation.node.ty
-    }
-
-    /// The values of the variables that decide which fields there are.
-    pub(crate) fn conditions(&self, variables: &Variables) -> Vec<bool> {
-        self.conditions.iter().map(|name| variables.get(name) == Some(&ConstValue::Boolean(true))).collect()
-    }
-}
-
-fn find_conditions(set: &SelectionSet, found: &mut BTreeSet<Name>) {
-    for selection in &set.items {
-        for directive in selection.node.directives() {
-            if let Some(DocumentValue::Variable(name)) = condition(directive).map(|(_, value)| value) {
-                found.insert(name.clone());
-            }
-        }
-        match &selection.node {
-            Selection::Field(field) => find_conditions(&field.node.selection_set.node, found),
-            Selection::InlineFragment(fragment) => find_conditions(&fragment.node.selection_set.node, found),
-            Selection::FragmentSpread(_) => {}
-        }
-    }
-}
-
-/// Whether a directive is `@include` (else `@skip`), with its `if`.
-fn condition(directive: &Positioned<Directive>) -> Option<(bool, &DocumentValue)> {
-    let include = match directive.node.name.node.as_str() {
-        "include" => true,
-        "skip" => false,
-        _ => return None,
-    };
-    Some((include, &directive.node.get_argument("if")?.node))
-}
 
 /// Compiles operations for one schema.
 pub(crate) struct Compiler<'a> {
     pub(crate) names: &'a Names,
     pub(crate) catalog: &'a Catalog,
-    pub(crate) document: &'a Document,
-    pub(crate) variables: &'a Variables,
+    pub(crate) selection: Selection<'a>,
 }
-
-/// Fields by the key that they have in the answer. Several fields with one key are one field with all their selections.
-type Fields<'a> = IndexMap<&'a str, Vec<&'a Field>>;
 
 impl<'a> Compiler<'a> {
     /// The plan, or `None` where the operation selects something that is not generated: introspection, or a field added by hand.
     pub(crate) fn compile(&self) -> Option<Plan> {
-        let operation = &self.document.operation.node;
-        let fields = self.collect([&operation.selection_set.node]);
-        match operation.ty {
+        let fields = self.selection.root();
+        match self.selection.document.kind() {
             OperationType::Query => {
                 let roots =
                     fields.into_iter().map(|(key, fields)| self.root(key, &fields)).collect::<Option<Vec<_>>>()?;
@@ -149,7 +71,7 @@ impl<'a> Compiler<'a> {
             aggregates: Vec::new(),
             needs: Needs::default(),
         };
-        for (key, fields) in self.sub_fields(fields) {
+        for (key, fields) in self.selection.of(fields) {
             let field = match fields[0].name.node.as_str() {
                 "__typename" => ListField::Typename(string(&names.of("Connection"))),
                 "nodes" => {
@@ -172,7 +94,7 @@ impl<'a> Compiler<'a> {
 
     fn edges(&self, list: &mut List, fields: &[&'a Field]) -> Option<Vec<Keyed<EdgeField>>> {
         let mut edges = Vec::new();
-        for (key, fields) in self.sub_fields(fields) {
+        for (key, fields) in self.selection.of(fields) {
             let field = match fields[0].name.node.as_str() {
                 "__typename" => EdgeField::Typename(string(&self.names.entity(list.entity).of("Edge"))),
                 "cursor" => {
@@ -231,7 +153,7 @@ impl<'a> Compiler<'a> {
     fn aggregate(&self, list: &mut List, fields: &[&'a Field]) -> Option<Vec<Keyed<AggregateField>>> {
         let names = self.names.entity(list.entity);
         let mut answer = Vec::new();
-        for (key, fields) in self.sub_fields(fields) {
+        for (key, fields) in self.selection.of(fields) {
             let (type_name, aggregate): (&str, fn(usize) -> Aggregate) = match fields[0].name.node.as_str() {
                 "__typename" => {
                     answer.push((quoted(key), AggregateField::Typename(string(&names.of("Aggregate")))));
@@ -249,7 +171,7 @@ impl<'a> Compiler<'a> {
                 _ => return None,
             };
             let mut columns = Vec::new();
-            for (key, fields) in self.sub_fields(&fields) {
+            for (key, fields) in self.selection.of(&fields) {
                 let name = fields[0].name.node.as_str();
                 let column = if name == "__typename" {
                     AggregateColumn::Typename(string(&names.of(type_name)))
@@ -268,7 +190,7 @@ impl<'a> Compiler<'a> {
         let names = self.names.entity(entity);
         let meta = self.catalog.entity(entity);
         let mut answer = Vec::new();
-        for (key, fields) in self.sub_fields(fields) {
+        for (key, fields) in self.selection.of(fields) {
             let name = fields[0].name.node.as_str();
             let field = if name == "__typename" {
                 NodeField::Typename(string(&names.object))
@@ -295,7 +217,7 @@ impl<'a> Compiler<'a> {
         change: impl Fn(&str, &[&'a Field]) -> Option<ChangeField>,
     ) -> Option<Vec<Keyed<EventField>>> {
         let mut answer = Vec::new();
-        for (key, fields) in self.sub_fields(fields) {
+        for (key, fields) in self.selection.of(fields) {
             let field = match fields[0].name.node.as_str() {
                 "__typename" => EventField::Typename(string(type_name)),
                 "cursor" => EventField::Cursor,
@@ -304,7 +226,7 @@ impl<'a> Compiler<'a> {
                 "resync" => EventField::Resync,
                 "changes" => {
                     let mut changes = Vec::new();
-                    for (key, fields) in self.sub_fields(&fields) {
+                    for (key, fields) in self.selection.of(&fields) {
                         changes.push((quoted(key), change(fields[0].name.node.as_str(), &fields)?));
                     }
                     EventField::Changes(changes)
@@ -323,7 +245,7 @@ impl<'a> Compiler<'a> {
             "event" => ChangeField::Event,
             "key" => {
                 let mut key = Vec::new();
-                for (response_key, fields) in self.sub_fields(fields) {
+                for (response_key, fields) in self.selection.of(fields) {
                     let field = match fields[0].name.node.as_str() {
                         "__typename" => NodeField::Typename(string(&names.of("Key"))),
                         column => NodeField::Column(names.column(column)?),
@@ -370,60 +292,12 @@ impl<'a> Compiler<'a> {
     }
 
     fn each<T>(&self, fields: &[&'a Field], mut make: impl FnMut(&str) -> Option<T>) -> Option<Vec<Keyed<T>>> {
-        self.sub_fields(fields)
+        self.selection.of(fields)
             .into_iter()
             .map(|(key, fields)| Some((quoted(key), make(fields[0].name.node.as_str())?)))
             .collect()
     }
 
-    fn sub_fields(&self, fields: &[&'a Field]) -> Fields<'a> {
-        self.collect(fields.iter().map(|field| &field.selection_set.node))
-    }
-
-    /// The specification's CollectFields. All types that have fields are objects, so after validation every fragment applies.
-    fn collect(&self, sets: impl IntoIterator<Item = &'a SelectionSet>) -> Fields<'a> {
-        let mut fields = Fields::new();
-        let mut spread = BTreeSet::new();
-        for set in sets {
-            self.collect_into(set, &mut fields, &mut spread);
-        }
-        fields
-    }
-
-    fn collect_into(&self, set: &'a SelectionSet, fields: &mut Fields<'a>, spread: &mut BTreeSet<&'a str>) {
-        for selection in &set.items {
-            if !self.is_included(selection.node.directives()) {
-                continue;
-            }
-            match &selection.node {
-                Selection::Field(field) => {
-                    fields.entry(field.node.response_key().node.as_str()).or_default().push(&field.node);
-                }
-                Selection::InlineFragment(fragment) => {
-                    self.collect_into(&fragment.node.selection_set.node, fields, spread);
-                }
-                Selection::FragmentSpread(name) => {
-                    let name = name.node.fragment_name.node.as_str();
-                    if let Some(fragment) = self.document.fragments.get(name)
-                        && spread.insert(name)
-                    {
-                        self.collect_into(&fragment.node.selection_set.node, fields, spread);
-                    }
-                }
-            }
-        }
-    }
-
-    fn is_included(&self, directives: &[Positioned<Directive>]) -> bool {
-        directives.iter().filter_map(condition).all(|(include, value)| {
-            let holds = match value {
-                DocumentValue::Boolean(value) => *value,
-                DocumentValue::Variable(name) => self.variables.get(name) == Some(&ConstValue::Boolean(true)),
-                _ => false,
-            };
-            holds == include
-        })
-    }
 }
 
 /// Whether the schema has `min` and `max` of a column.

@@ -11,15 +11,17 @@
 mod compile;
 mod encode;
 mod prepare;
+mod selection;
 
 use async_graphql::{Name, Value as ConstValue, Variables, indexmap::IndexMap, parser::types::Field};
 use async_graphql_value::Value as DocumentValue;
 use tidewire_outbox::{Aggregate, EntityId};
 
 pub(crate) use self::{
-    compile::{Compiler, Document, has_extremes},
+    compile::{Compiler, has_extremes},
     encode::{Encoder, aggregate_column, object, separate},
     prepare::{PreparedList, PreparedNode, Preparer},
+    selection::{Document, Fields, Selection},
 };
 
 /// An operation whose every field is generated.

@@ -44,6 +44,7 @@ pub(crate) fn build(model: &Arc<Model>, additions: Additions) -> Result<Schema, 
         .limit_recursive_depth(options.max_depth.max(32))
         .limit_directives(options.max_directives)
         .extension(crate::api::Validation)
+        .extension(crate::conform::Paths)
         .data(Arc::clone(model))
         .data(model.recorder.clone())
         .data(DataLoader::new(Relations { model: Arc::clone(model) }, tokio::spawn));

@@ -80,7 +80,11 @@ pub(super) fn shared() -> Vec<Type> {
         .item(EnumItem::new("TRIMMED").description("Changes after it have been removed by retention."))
         .item(EnumItem::new("EPOCH").description("It belongs to another history of the database."))
         .item(EnumItem::new("MALFORMED").description("It is not a cursor."))
-        .item(EnumItem::new("OVERSIZED").description("A transaction after it is too large to be sent."));
+        .item(EnumItem::new("OVERSIZED").description("A transaction after it is too large to be sent."))
+        .item(
+            EnumItem::new("INTERRUPTED")
+                .description("The snapshot could not be read to its end, or was not taken in time; it starts again."),
+        );
     let change = common(
         Object::new("EntityChange")
             .field(

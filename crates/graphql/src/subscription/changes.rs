@@ -525,7 +525,7 @@ enum Next {
     /// Say that the client must start over, and why.
     Resync(&'static str),
     OpenSnapshot,
-    Snapshot(Box<dyn Snapshot>),
+    Snapshot(Snapshot),
     Follow,
     End,
 }
@@ -581,7 +581,8 @@ impl Subscriber {
     async fn open_snapshot(&mut self) -> Next {
         let Sees::Shape { entity, filter, .. } = &self.group.sees else { return Next::Follow };
         let model = &self.group.model;
-        match model.log().snapshot(model.catalog().entity(*entity), filter.clone()).await {
+        let entity = model.catalog().entity(*entity);
+        match model.log().snapshot(entity, filter.clone(), model.options.snapshot_rows).await {
             Ok(snapshot) => Next::Snapshot(snapshot),
             Err(error) => {
                 tracing::warn!(%error, "a snapshot could not be opened; trying again");
@@ -591,19 +592,18 @@ impl Subscriber {
         }
     }
 
-    async fn read_snapshot(&mut self, mut snapshot: Box<dyn Snapshot>) -> Next {
+    async fn read_snapshot(&mut self, mut snapshot: Snapshot) -> Next {
         let group = Arc::clone(&self.group);
-        let limit = group.model.options.snapshot_rows;
-        let images = match snapshot.next(limit).await {
-            Ok(images) => images,
+        let images = match snapshot.next().await {
+            Ok(images) => images.unwrap_or_default(),
             Err(error) => {
                 // The rows that were sent belong to a moment that is lost.
-                tracing::warn!(%error, "a snapshot could not be read; starting it again");
+                tracing::warn!(%error, "a snapshot could not be read to its end; starting it again");
                 tokio::time::sleep(RETRY).await;
-                return Next::Resync("EPOCH");
+                return Next::Resync("INTERRUPTED");
             }
         };
-        let cursor = (images.len() < limit).then(|| snapshot.cursor().clone());
+        let cursor = snapshot.is_ended().then(|| snapshot.cursor().clone());
         let seen: Vec<Seen<'_>> = images.iter().filter_map(|image| group.row(image)).collect();
         self.send(group.write(cursor.as_ref(), None, &seen).await, false);
         match cursor {
@@ -623,15 +623,16 @@ impl Subscriber {
             Ok(Ok(Step::Transactions { transactions, cursor, up_to_date })) => {
                 let mut events = Vec::new();
                 for transaction in &transactions {
-                    events.extend(group.event(transaction).await);
+                    if let Some(event) = group.event(transaction).await {
+                        self.told_cursor.clone_from(&transaction.cursor);
+                        events.push(event);
+                    }
                 }
                 let last = events.len();
                 for (index, event) in events.into_iter().enumerate() {
                     self.send(event, up_to_date && index + 1 == last);
                 }
-                if last > 0 {
-                    self.told_cursor = cursor;
-                } else if up_to_date && !self.told {
+                if last == 0 && up_to_date && !self.told {
                     self.send(group.write(Some(&cursor), None, &[]).await, true);
                     self.told_cursor = cursor;
                 }

@@ -7,6 +7,7 @@
 mod follow;
 mod ring;
 mod shape;
+mod snapshot;
 mod tail;
 
 use std::{
@@ -24,11 +25,12 @@ use tokio::sync::{OnceCell, watch};
 pub use self::{
     follow::{Follower, Step},
     shape::{Batch, Event, EventKind, Events, Shape, Start, classify},
+    snapshot::Snapshot,
 };
-use self::{ring::Ring, tail::Tail};
+use self::{ring::Ring, snapshot::Snapshots, tail::Tail};
 use crate::{
     cursor::Cursor,
-    database::{Database, Pruned, Read, Snapshot, Stats},
+    database::{Database, Pruned, Read, Stats},
     error::Result,
     filter::{Filter, Predicate, Semantics},
     registry::{Catalog, EntityMeta},
@@ -47,6 +49,10 @@ pub struct LogOptions {
     pub ring_max_transactions: usize,
     /// How many changes a reader takes from the outbox at once. Default 1,000.
     pub chunk_changes: usize,
+    /// How many snapshots may be open at once; who wants one more waits. Default 4.
+    pub max_snapshots: usize,
+    /// How long the reader of a snapshot may take over one part of it. Default 10 s.
+    pub snapshot_patience: Duration,
 }
 
 impl Default for LogOptions {
@@ -56,6 +62,8 @@ impl Default for LogOptions {
             ring_max_bytes: 32 << 20,
             ring_max_transactions: 1 << 16,
             chunk_changes: 1_000,
+            max_snapshots: 4,
+            snapshot_patience: Duration::from_secs(10),
         }
     }
 }
@@ -75,6 +83,7 @@ struct Inner {
     shared: OnceCell<Arc<Shared>>,
     tail: Mutex<Option<Tail>>,
     chunks: Chunks,
+    snapshots: Snapshots,
 }
 
 /// What the tail shares with those who follow.
@@ -115,6 +124,7 @@ impl Log {
         let inner = Inner {
             database,
             catalog,
+            snapshots: Snapshots::new(options.max_snapshots),
             options,
             shared: OnceCell::new(),
             tail: Mutex::default(),
@@ -153,17 +163,21 @@ impl Log {
         Predicate::compile(filter, entity, &semantics)
     }
 
-    /// The rows that pass a filter at one moment, in the order of their key, with the cursor of that moment.
+    /// The rows that pass a filter at one moment, so many at once, in the order of their key, with the cursor of that moment. Waits while
+    /// as many snapshots are open as may be.
     ///
     /// # Errors
     /// As [`position`](Self::position).
-    pub async fn snapshot(&self, entity: &EntityMeta, filter: Filter) -> Result<Box<dyn Snapshot>> {
+    pub async fn snapshot(&self, entity: &EntityMeta, filter: Filter, rows: usize) -> Result<Snapshot> {
         filter.check_depth()?;
-        self.inner.database.snapshot(entity.id, filter).await
+        let permit = self.inner.snapshots.permit().await;
+        let source = self.inner.database.snapshot(entity.id, filter).await?;
+        Ok(Snapshot::start(source, rows, self.inner.options.snapshot_patience, permit))
     }
 
     /// Removes old changes, about `limit` of them in one go: those written before `before`, and those more than `keep` from the end. A reader
-    /// whose cursor is older is then answered by a resync.
+    /// whose cursor is older is then answered by a resync. Mutation ids from before `before` are forgotten too: a retry that comes later
+    /// takes effect again.
     ///
     /// # Errors
     /// [`ErrorKind::Busy`](crate::ErrorKind::Busy) and [`ErrorKind::Database`](crate::ErrorKind::Database) as they come.

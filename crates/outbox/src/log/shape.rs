@@ -2,11 +2,11 @@ use std::{collections::VecDeque, fmt, marker::PhantomData, sync::Arc};
 
 use sea_orm::{EntityTrait, TryIntoModel, sea_query::Expr};
 
-use super::{Follower, Log, Step};
+use super::{Follower, Log, Snapshot, Step};
 use crate::{
     change::{Change, Operation},
     cursor::Cursor,
-    database::{ResyncReason, Snapshot},
+    database::ResyncReason,
     error::{Error, ErrorKind, Result},
     filter::{Filter, Predicate},
     image::Image,
@@ -131,7 +131,7 @@ pub struct Events<E: EntityTrait> {
     log: Log,
     entity: EntityId,
     predicate: Predicate,
-    snapshot: Option<Box<dyn Snapshot>>,
+    snapshot: Option<Snapshot>,
     follower: Follower,
     ready: VecDeque<Batch<E::Model>>,
 }
@@ -187,7 +187,7 @@ impl Log {
             Start::Now => (None, self.position().await?),
             Start::After(cursor) => (None, cursor),
             Start::Snapshot => {
-                let snapshot = self.snapshot(meta, filter).await?;
+                let snapshot = self.snapshot(meta, filter, SNAPSHOT_ROWS).await?;
                 let cursor = snapshot.cursor().clone();
                 (Some(snapshot), cursor)
             }
@@ -205,19 +205,19 @@ where
     /// Waits for the next part of the shape's history. The first comes at once.
     ///
     /// # Errors
-    /// [`ErrorKind::Corrupt`] where a row does not fit its model; [`ErrorKind::Database`] and its kind while reading from the database.
+    /// [`ErrorKind::Corrupt`] where a row does not fit its model; [`ErrorKind::Database`] and its kind while reading from the database. A
+    /// snapshot that fails is lost, as is one that is not read in time ([`ErrorKind::Busy`]): follow again.
     pub async fn next(&mut self) -> Result<Batch<E::Model>> {
         loop {
             if let Some(batch) = self.ready.pop_front() {
                 return Ok(batch);
             }
             if let Some(snapshot) = &mut self.snapshot {
-                let rows = snapshot.next(SNAPSHOT_ROWS).await?;
+                let rows = snapshot.next().await?.unwrap_or_default();
                 let meta = self.log.catalog().entity(self.entity);
                 let events = rows.iter().map(|row| Ok(Event::Enter(row.model::<E>(meta)?))).collect::<Result<_>>()?;
-                let done = rows.len() < SNAPSHOT_ROWS;
-                let cursor = done.then(|| snapshot.cursor().clone());
-                if done {
+                let cursor = snapshot.is_ended().then(|| snapshot.cursor().clone());
+                if cursor.is_some() {
                     self.snapshot = None;
                 }
                 return Ok(Batch::Events { cursor, events, up_to_date: false });

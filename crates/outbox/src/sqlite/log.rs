@@ -10,14 +10,14 @@ use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
 use sea_orm::sea_query::Value;
 use sea_query_sqlx::SqlxValues;
-use sqlx::{AssertSqlSafe, Row, sqlite::SqliteRow};
+use sqlx::{AssertSqlSafe, ConnectOptions, Executor, Row, SqliteConnection, sqlite::SqliteRow};
 
 use super::{Sqlite, database_error, dialect::SqliteDialect, packed};
 use crate::{
     cell,
     change::{Change, Operation, Transaction},
     cursor::{Cursor, Epoch},
-    database::{Fetched, Pruned, Read, ResyncReason, Snapshot, Stats},
+    database::{Fetched, Pruned, Read, ResyncReason, SnapshotSource, Stats},
     error::{Error, ErrorKind, Result},
     filter::Filter,
     image::Image,
@@ -245,13 +245,14 @@ pub(super) async fn fetch(database: &Sqlite, selects: &[Select], with_cursor: bo
     Ok(Fetched { parts, cursor })
 }
 
-/// Opens a read transaction that stays open for the snapshot's life.
-pub(super) async fn snapshot(database: &Sqlite, entity: EntityId, filter: Filter) -> Result<Box<dyn Snapshot>> {
-    let mut transaction = database.readers.begin().await.map_err(database_error)?;
+/// Opens a connection with a read transaction that stays open for the snapshot's life.
+pub(super) async fn snapshot(database: &Sqlite, entity: EntityId, filter: Filter) -> Result<Box<dyn SnapshotSource>> {
+    let mut connection = database.options.connect().await.map_err(database_error)?;
+    connection.execute("BEGIN").await.map_err(database_error)?;
     // The first read fixes the moment that all later ones see.
     let row =
         sqlx::query(AssertSqlSafe(format!("SELECT coalesce((SELECT max(id) FROM tidewire_epoch), 0), {SEQUENCE}")))
-            .fetch_one(&mut *transaction)
+            .fetch_one(&mut connection)
             .await
             .map_err(database_error)?;
     database.epochs.refresh(database, row.get(0)).await?;
@@ -259,7 +260,7 @@ pub(super) async fn snapshot(database: &Sqlite, entity: EntityId, filter: Filter
     let select = Select { items: (0..meta.columns.len()).map(Item::Cell).collect(), filter, ..Select::new(entity) };
     Ok(Box::new(SqliteSnapshot {
         catalog: Arc::clone(&database.catalog),
-        transaction,
+        connection,
         cursor: cursor(database, number(&row, 1)),
         select,
         last: None,
@@ -268,7 +269,7 @@ pub(super) async fn snapshot(database: &Sqlite, entity: EntityId, filter: Filter
 
 struct SqliteSnapshot {
     catalog: Arc<Catalog>,
-    transaction: sqlx::Transaction<'static, sqlx::Sqlite>,
+    connection: SqliteConnection,
     cursor: Cursor,
     select: Select,
     /// The key of the last row given.
@@ -276,7 +277,7 @@ struct SqliteSnapshot {
 }
 
 #[async_trait]
-impl Snapshot for SqliteSnapshot {
+impl SnapshotSource for SqliteSnapshot {
     fn cursor(&self) -> &Cursor {
         &self.cursor
     }
@@ -287,7 +288,7 @@ impl Snapshot for SqliteSnapshot {
         let mut sql = Sql::default();
         sql::write_rows(&SqliteDialect, &self.catalog, &self.select, &mut sql);
         let mut rows = sqlx::query_with(AssertSqlSafe(sql.text), SqlxValues(sea_orm::sea_query::Values(sql.values)))
-            .fetch(&mut *self.transaction);
+            .fetch(&mut self.connection);
         let mut images = Vec::new();
         while let Some(row) = rows.try_next().await.map_err(database_error)? {
             images.push(Image::from_packed(entity, &SqliteDialect, &mut Scanner::new(row.get(0)))?);
@@ -313,33 +314,51 @@ pub(super) async fn prune(
     limit: usize,
 ) -> Result<Pruned> {
     let limit = i64::try_from(limit.max(1)).unwrap_or(i64::MAX);
+    let before = before.map_or(i64::MIN, |time| time.timestamp_millis());
     // Up to here everything is old enough, or far enough from the end; cut back to the end of a transaction and to one round's worth.
-    let boundary: Option<i64> = sqlx::query_scalar(
+    let due = sqlx::query(
         "WITH due AS (
            SELECT max(
              coalesce((SELECT max(seq) FROM tidewire_outbox WHERE at < ?1), 0),
              coalesce((SELECT seq FROM tidewire_outbox ORDER BY seq DESC LIMIT 1 OFFSET ?2), 0)) AS seq),
          round AS (SELECT seq, tx FROM tidewire_outbox WHERE seq <= (SELECT seq FROM due) ORDER BY seq LIMIT ?3)
-         SELECT max(seq) FROM tidewire_outbox WHERE tx = (SELECT tx FROM round ORDER BY seq DESC LIMIT 1) AND seq >= (SELECT min(seq) FROM round)",
+         SELECT
+           (SELECT max(seq) FROM tidewire_outbox WHERE tx = (SELECT tx FROM round ORDER BY seq DESC LIMIT 1) AND seq >= (SELECT min(seq) FROM round)),
+           EXISTS (SELECT 1 FROM tidewire_mutation WHERE at < ?1)",
     )
-    .bind(before.map_or(i64::MIN, |time| time.timestamp_millis()))
+    .bind(before)
     .bind(keep.map_or(i64::MAX, |keep| i64::try_from(keep).unwrap_or(i64::MAX)))
     .bind(limit)
     .fetch_one(&database.readers)
     .await
     .map_err(database_error)?;
-    let Some(boundary) = boundary else { return Ok(Pruned::default()) };
+    let (boundary, mutations): (Option<i64>, bool) = (due.get(0), due.get(1));
+    if boundary.is_none() && !mutations {
+        return Ok(Pruned::default());
+    }
     let mut turn = database.writer.turn().await?;
     let connection = turn.connection();
-    let removed = connection
-        .maintain(&format!(
-            "UPDATE tidewire_log SET trimmed_through = max(trimmed_through, {boundary});
-             DELETE FROM tidewire_epoch WHERE id < (SELECT max(id) FROM tidewire_epoch WHERE since <= {boundary});
-             DELETE FROM tidewire_outbox WHERE seq <= {boundary}"
-        ))
-        .await?;
-    let more = removed >= u64::try_from(limit).unwrap_or(u64::MAX);
-    Ok(Pruned { changes: removed, more })
+    let mut forgotten = 0;
+    if mutations {
+        forgotten = connection
+            .maintain(&format!(
+                "DELETE FROM tidewire_mutation WHERE (id, field) IN (
+                   SELECT id, field FROM tidewire_mutation WHERE at < {before} ORDER BY at LIMIT {limit})"
+            ))
+            .await?;
+    }
+    let mut removed = 0;
+    if let Some(boundary) = boundary {
+        removed = connection
+            .maintain(&format!(
+                "UPDATE tidewire_log SET trimmed_through = max(trimmed_through, {boundary});
+                 DELETE FROM tidewire_epoch WHERE id < (SELECT max(id) FROM tidewire_epoch WHERE since <= {boundary});
+                 DELETE FROM tidewire_outbox WHERE seq <= {boundary}"
+            ))
+            .await?;
+    }
+    let full = u64::try_from(limit).unwrap_or(u64::MAX);
+    Ok(Pruned { changes: removed, more: removed >= full || forgotten >= full })
 }
 
 pub(super) async fn stats(database: &Sqlite) -> Result<Stats> {

@@ -33,7 +33,7 @@ use self::{
 use crate::{
     context::Context,
     cursor::Cursor,
-    database::{Database, Executed, Fetched, Packed, Pruned, Read, Rows, Session, Snapshot, Stats, Text},
+    database::{Database, Executed, Fetched, Packed, Pruned, Read, Rows, Session, SnapshotSource, Stats, Text},
     error::{Error, ErrorKind, Result},
     filter::{Filter, Semantics},
     registry::{Catalog, EntityId, Kind},
@@ -49,6 +49,8 @@ pub(crate) struct Sqlite {
     catalog: Arc<Catalog>,
     connection: DatabaseConnection,
     readers: SqlitePool,
+    /// For connections beside the readers' pool.
+    options: SqliteConnectOptions,
     writer: Writer,
     plans: Arc<Plans>,
     doorbell: Arc<Notify>,
@@ -122,7 +124,8 @@ impl Sqlite {
         folder: Option<TempDir>,
     ) -> Self {
         Self {
-            writer: Writer::new(options, Arc::clone(&catalog)),
+            writer: Writer::new(options.clone(), Arc::clone(&catalog)),
+            options,
             connection: DatabaseConnection::from(readers.clone()),
             readers,
             plans: Arc::new(Plans::new(Arc::clone(&catalog))),
@@ -241,7 +244,7 @@ impl Database for Sqlite {
         log::fetch(self, selects, with_cursor).await
     }
 
-    async fn snapshot(&self, entity: EntityId, filter: Filter) -> Result<Box<dyn Snapshot>> {
+    async fn snapshot(&self, entity: EntityId, filter: Filter) -> Result<Box<dyn SnapshotSource>> {
         log::snapshot(self, entity, filter).await
     }
 

@@ -1,2 +1,2 @@
 //! The outbox against a real database.
-mod smoke;
+

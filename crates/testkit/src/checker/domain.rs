@@ -1,0 +1,115 @@
+//! The tables that the checker's writers write.
+#![allow(missing_docs, reason = "columns are named for what they hold, and SeaORM's macros write undocumented items")]
+
+use std::collections::BTreeMap;
+
+use sea_orm::{ConnectionTrait, DatabaseConnection, EntityTrait, IdenStatic, Iterable, ModelTrait};
+use serde_json::{Map, Value};
+use tidewire_outbox::Registry;
+
+use crate::replica::cells_of;
+
+pub mod parent {
+    use sea_orm::entity::prelude::*;
+
+    #[sea_orm::model]
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "parent")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub id: i64,
+        pub name: String,
+        pub n: i64,
+        pub note: Option<String>,
+        #[sea_orm(has_many)]
+        pub children: HasMany<super::child::Entity>,
+    }
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+pub mod child {
+    use sea_orm::entity::prelude::*;
+
+    #[sea_orm::model]
+    #[derive(Clone, Debug, PartialEq, DeriveEntityModel)]
+    #[sea_orm(table_name = "child")]
+    pub struct Model {
+        #[sea_orm(primary_key)]
+        pub id: i64,
+        pub owner: i64,
+        pub body: String,
+        pub weight: f64,
+        #[sea_orm(belongs_to, from = "owner", to = "id", on_delete = "Cascade")]
+        pub parent: BelongsTo<super::parent::Entity>,
+    }
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+/// Each transaction of several changes writes its id, and how many changes it has, this row included.
+pub mod ledger {
+    use sea_orm::entity::prelude::*;
+
+    #[sea_orm::model]
+    #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
+    #[sea_orm(table_name = "ledger")]
+    pub struct Model {
+        #[sea_orm(primary_key, auto_increment = false)]
+        pub id: String,
+        pub changes: i64,
+    }
+
+    impl ActiveModelBehavior for ActiveModel {}
+}
+
+/// The checker's entities.
+pub fn registry() -> Registry {
+    Registry::new().entity::<parent::Entity>().entity::<child::Entity>().entity::<ledger::Entity>()
+}
+
+/// Creates the checker's tables.
+pub async fn create(db: &DatabaseConnection) {
+    db.get_schema_builder()
+        .register(parent::Entity)
+        .register(child::Entity)
+        .register(ledger::Entity)
+        .apply(db)
+        .await
+        .unwrap();
+}
+
+/// Rows by entity and key.
+pub(super) type Rows = BTreeMap<(String, String), Value>;
+
+/// All rows as they are, read through SeaORM.
+pub(super) async fn tables(db: &impl ConnectionTrait) -> Rows {
+    let mut rows = Rows::new();
+    table::<parent::Entity>(db, &mut rows).await;
+    table::<child::Entity>(db, &mut rows).await;
+    table::<ledger::Entity>(db, &mut rows).await;
+    rows
+}
+
+async fn table<E>(db: &impl ConnectionTrait, rows: &mut Rows)
+where
+    E: EntityTrait,
+    E::Model: Sync,
+    <E::Model as ModelTrait>::Entity: EntityTrait,
+{
+    for model in E::find().all(db).await.unwrap() {
+        let cells = cells_of(&model);
+        let row = object(E::Column::iter().map(|column| column.as_str()).zip(cells.iter().map(Option::as_deref)));
+        let key = serde_json::json!({ "id": row["id"] });
+        rows.insert((E::default().table_name().to_owned(), key.to_string()), row);
+    }
+}
+
+/// Named cells as a JSON object.
+pub(super) fn object<'a>(cells: impl Iterator<Item = (&'a str, Option<&'a str>)>) -> Value {
+    let fields = cells.map(|(name, cell)| {
+        let value = cell.map_or(Value::Null, |cell| serde_json::from_str(cell).unwrap());
+        (name.to_owned(), value)
+    });
+    Value::Object(fields.collect::<Map<_, _>>())
+}

@@ -1,0 +1,64 @@
+use std::path::{Path, PathBuf};
+
+use sea_orm::{ConnectOptions, Database, DatabaseConnection};
+use tempfile::TempDir;
+use tidewire_outbox::{Recorder, RecorderOptions, Registry, install};
+
+/// A database for one test, gone with the value.
+#[derive(Debug)]
+pub struct TestDatabase {
+    url: String,
+    folder: TempDir,
+}
+
+impl TestDatabase {
+    /// An empty SQLite file.
+    pub fn sqlite() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}?mode=rwc", folder.path().join("test.db").display());
+        Self { url, folder }
+    }
+
+    /// A SQLite file that begins as a copy of another.
+    pub fn sqlite_from(file: &Path) -> Self {
+        let database = Self::sqlite();
+        std::fs::copy(file, database.path()).unwrap();
+        database
+    }
+
+    /// Where the database is.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The file of a SQLite database.
+    pub fn path(&self) -> PathBuf {
+        self.folder.path().join("test.db")
+    }
+
+    /// A plain connection that records nothing: another program.
+    pub async fn plain(&self) -> DatabaseConnection {
+        let mut options = ConnectOptions::new(&self.url);
+        options.sqlx_logging(false);
+        Database::connect(options).await.unwrap()
+    }
+
+    /// Installs the outbox, lets `create` make the tables, and opens a recorder.
+    pub async fn recorder(&self, registry: Registry, create: impl AsyncFnOnce(&DatabaseConnection)) -> Recorder {
+        self.recorder_with(registry, RecorderOptions::default(), create).await
+    }
+
+    /// As [`recorder`](Self::recorder), with options.
+    pub async fn recorder_with(
+        &self,
+        registry: Registry,
+        options: RecorderOptions,
+        create: impl AsyncFnOnce(&DatabaseConnection),
+    ) -> Recorder {
+        let recorder = Recorder::connect_with(&self.url, registry, options).await.unwrap();
+        install(recorder.unrecorded()).await.unwrap();
+        create(recorder.unrecorded()).await;
+        recorder.check().await.unwrap();
+        recorder
+    }
+}

@@ -1,0 +1,18 @@
+#![doc = include_str!("../README.md")]
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "what helps tests panics where a test would")]
+
+pub mod checker;
+mod database;
+mod require;
+mod replica;
+mod wait;
+mod websocket;
+pub mod zoo;
+
+pub use self::{
+    database::TestDatabase,
+    replica::{Replica, cells_of},
+    require::{available, sakila},
+    wait::{PATIENCE, eventually, soon},
+    websocket::WebSocketClient,
+};

@@ -1,0 +1,74 @@
+use std::time::Duration;
+
+use tidewire_axum::{Server, ServerOptions};
+use tidewire_graphql::Api;
+use tidewire_outbox::{Recorder, RecorderOptions};
+use tidewire_testkit::{
+    TestDatabase,
+    checker::{Checker, LogSubscriber, SocketSubscriber, Subscriber, domain, write, writer},
+};
+use tokio::{net::TcpListener, sync::oneshot};
+
+/// I1, I3, I4, I5: whatever the writers do and however they die, every subscriber sees every change once, in order, in whole transactions.
+#[tokio::test(flavor = "multi_thread")]
+async fn subscribers_see_every_change_once_in_order_and_whole() {
+    // GIVEN a database, and a server that remembers so little that those who were away must read from the outbox
+    let database = TestDatabase::sqlite();
+    let mut options = RecorderOptions::default();
+    options.log.ring_max_transactions = 50;
+    options.log.chunk_changes = 64;
+    let recorder = database.recorder_with(domain::registry(), options, domain::create).await;
+    let server = serve(recorder.clone()).await;
+    let url = format!("ws://{}/graphql", server.address);
+
+    // WHEN two processes write, one of them killed again and again, and subscribers come and go
+    let checker = Checker {
+        recorder: &recorder,
+        writer: &|seed| writer("checker::checker_writer", database.url(), seed),
+        changes: 100_000,
+        seed: 1,
+    };
+    let subscribers: Vec<Box<dyn Subscriber>> = vec![
+        Box::new(SocketSubscriber::all(&url)),
+        Box::new(SocketSubscriber::shape(&url)),
+        Box::new(LogSubscriber::new(&recorder)),
+    ];
+    let report = checker.run(subscribers).await;
+
+    // THEN (checked on the way and at the end) all is well
+    println!("{report:?}");
+    assert!(report.changes >= 100_000 && report.kills > 10 && report.connections > 10, "{report:?}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "run by the checker, as a process of its own"]
+async fn checker_writer() {
+    write().await;
+}
+
+struct Running {
+    address: std::net::SocketAddr,
+    stop: oneshot::Sender<()>,
+    task: tokio::task::JoinHandle<std::io::Result<()>>,
+}
+
+async fn serve(recorder: Recorder) -> Running {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let api = Api::builder(recorder).finish().unwrap();
+    let mut options = ServerOptions::default();
+    options.shutdown_timeout = Duration::from_secs(5);
+    let (stop, stopped) = oneshot::channel::<()>();
+    let task = tokio::spawn(Server::new(api, options).serve(listener, async {
+        let _ = stopped.await;
+    }));
+    Running { address, stop, task }
+}
+
+impl Running {
+    async fn stop(self) {
+        self.stop.send(()).unwrap();
+        self.task.await.unwrap().unwrap();
+    }
+}

@@ -1,0 +1,3 @@
+//! Tidewire's promises, checked as a user would check them.
+
+mod checker;
