@@ -1,6 +1,5 @@
 use std::{borrow::Cow, cmp::Ordering};
 
-use rust_decimal::prelude::ToPrimitive;
 use sea_orm::sea_query::{OptionEnum, Value};
 
 use super::{Collation, Comparison, Filter, Like, Semantics};
@@ -232,7 +231,8 @@ fn scalar(compare: Compare, value: &Value) -> Option<Scalar> {
         return Some(Scalar::Real(match value {
             Value::Float(v) => f64::from((*v)?),
             Value::Double(v) => (*v)?,
-            Value::Decimal(v) => v.as_ref()?.to_f64()?,
+            // Not by `to_f64`, which may give a neighbour.
+            Value::Decimal(v) => v.as_ref()?.to_string().parse().ok()?,
             other => canonical(other)?.parse().ok()?,
         }));
     }
@@ -283,7 +283,7 @@ fn minified(json: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// A `LIKE` pattern, cut into its parts. ASCII letters match in either case, as SQLite has it by default.
+/// A `LIKE` pattern, cut into its parts. ASCII letters match in either case, and pattern and text end at a zero character, as SQLite has it.
 #[derive(Debug, Clone)]
 struct LikePattern(Box<[Part]>);
 
@@ -297,7 +297,7 @@ enum Part {
 impl LikePattern {
     fn new(like: &Like) -> Self {
         let mut parts = Vec::with_capacity(like.pattern.len());
-        let mut chars = like.pattern.chars();
+        let mut chars = until_zero(&like.pattern).chars();
         while let Some(c) = chars.next() {
             match c {
                 _ if Some(c) == like.escape => {
@@ -317,7 +317,7 @@ impl LikePattern {
 
     /// Matches greedily, going back only to the latest `%`: linear for most patterns, never worse than pattern times text.
     fn matches(&self, text: &str) -> bool {
-        let text: Vec<char> = text.chars().collect();
+        let text: Vec<char> = until_zero(text).chars().collect();
         let (mut at, mut part) = (0, 0);
         let mut retry: Option<(usize, usize)> = None;
         while at < text.len() {
@@ -341,6 +341,10 @@ impl LikePattern {
     }
 }
 
+fn until_zero(text: &str) -> &str {
+    text.split('\0').next().unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -354,6 +358,7 @@ mod tests {
         assert!(!matches("ü", "Ü"), "only ASCII letters fold");
         assert!(!matches("a_", "a"));
         assert!(matches("%ab%ab", "xabyabzab"));
+        assert!(matches("a", "a\0b"));
         assert!(LikePattern::new(&Like::literal("5%", true, false)).matches("15%"));
         assert!(!LikePattern::new(&Like::literal("5%", true, true)).matches("150"));
     }

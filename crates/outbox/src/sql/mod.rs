@@ -12,7 +12,10 @@ use sea_orm::{
 };
 
 pub use self::select::{Aggregate, Direction, Having, Item, Page, Select};
-pub(crate) use self::select::{write, write_rows};
+pub(crate) use self::{
+    condition::write as write_condition,
+    select::{write, write_rows},
+};
 use crate::{
     filter::{Comparison, Filter, Like},
     registry::{ColumnMeta, EntityMeta, Kind},
@@ -131,7 +134,7 @@ pub(crate) fn condition(dialect: &dyn Dialect, entity: &EntityMeta, filter: &Fil
     let mut alias = String::new();
     table(dialect, entity, &mut alias);
     let mut sql = Sql::default();
-    condition::write(dialect, entity, &alias, filter, &mut sql);
+    write_condition(dialect, entity, &alias, filter, &mut sql);
     // SeaQuery reads a doubled question mark as one that is no placeholder; ours are all placeholders.
     Condition::all().add(Expr::cust_with_values(sql.text, sql.values))
 }

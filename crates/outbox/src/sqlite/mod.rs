@@ -1,5 +1,6 @@
 //! SQLite.
 
+mod coalesce;
 mod dialect;
 mod log;
 mod packed;

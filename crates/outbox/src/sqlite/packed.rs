@@ -1,7 +1,6 @@
 //! Reads the JSON that SQLite makes of a column ([`SqliteDialect::packed`](super::dialect)) into canonical form.
 
-use rust_decimal::Decimal;
-
+use super::dialect;
 use crate::{
     cell,
     error::Result,
@@ -36,9 +35,9 @@ pub(crate) fn write_canonical(kind: &Kind, packed: &str, out: &mut String) -> bo
                 }
             }
         }
-        Kind::Double => match cell::text(packed).parse::<f64>() {
-            Ok(value) => cell::write_double(value, out),
-            Err(_) => out.push_str(packed),
+        Kind::Double => match dialect::read_double(&cell::text(packed)) {
+            Some(value) => cell::write_double(value, out),
+            None => out.push_str(packed),
         },
         Kind::Float => match cell::text(packed).parse::<f64>() {
             // Narrowing is what reading the column as `f32` does.
@@ -64,21 +63,14 @@ pub(crate) fn write_canonical(kind: &Kind, packed: &str, out: &mut String) -> bo
     true
 }
 
-/// SeaORM reads a decimal from SQLite as a float and converts that; so does this, to give the same number.
+/// SQLite has no decimals: SeaORM's are kept as floats, of which 15 digits are sure. The shortest text that means the same float is the
+/// decimal that was written, as long as it had no more.
 fn write_decimal(packed: &str, out: &mut String) {
     let text = cell::text(packed);
-    let decimal = text.parse::<i64>().map(Decimal::from).or_else(|_| match text.parse::<f64>() {
-        Ok(float) => Decimal::try_from(float).map_err(drop),
-        Err(_) => Err(()),
-    });
-    match decimal {
-        Ok(decimal) => {
-            out.push('"');
-            out.push_str(&decimal.to_string());
-            out.push('"');
-        }
-        // Out of a decimal's range (or no number at all): the text as it stands.
-        Err(()) => cell::write_text(&text, out),
+    match text.parse::<f64>() {
+        // A whole number beyond what a float carries stays as it is.
+        Ok(float) if float.is_finite() && text.parse::<i64>().is_err() => cell::write_text(&float.to_string(), out),
+        _ => cell::write_text(&text, out),
     }
 }
 

@@ -10,8 +10,13 @@ use crate::{registry::EntityMeta, sql::Dialect};
 
 /// The table that tells the triggers what they cannot know: transaction, actor, origin, mutation.
 pub(super) const CONTEXT_TABLE: &str = "
-CREATE TEMP TABLE tidewire_context (tx INTEGER, since INTEGER, actor TEXT, origin TEXT, mutation_id TEXT, at INTEGER);
+CREATE TEMP TABLE tidewire_context (
+  tx INTEGER, since INTEGER, actor TEXT, origin TEXT, mutation_id TEXT, at INTEGER,
+  unordered INTEGER CONSTRAINT tidewire_ordered CHECK (NOT unordered));
 INSERT INTO tidewire_context (tx) VALUES (0);";
+
+/// The constraint that fails where a row's steps are not in order (see [`coalesce`](super::coalesce)).
+pub(super) const ORDERED: &str = "tidewire_ordered";
 
 /// The triggers of one entity.
 pub(super) fn triggers(entity: &EntityMeta) -> String {
@@ -28,33 +33,6 @@ pub(super) fn triggers(entity: &EntityMeta) -> String {
     ]
     .concat()
 }
-
-/// After a statement on a database with triggers of its own: what one statement made of a row in several steps becomes one change, from
-/// the row before the first step to the row after the last. A row that ends as it began did not change.
-///
-/// Steps are in their true order: SQLite fires temporary triggers before a table's own, so an outer step is written before those that
-/// the application's triggers add to it (a test holds SQLite to that).
-pub(super) const COALESCE: &str = "
-UPDATE tidewire_outbox AS step SET
-  operation = CASE
-    WHEN first.operation = 'insert' AND step.operation = 'delete' THEN 'none'
-    WHEN first.operation = 'insert' THEN 'insert'
-    WHEN step.operation = 'delete' THEN 'delete'
-    ELSE 'update' END,
-  before = first.before
-FROM (
-  SELECT min(seq) AS first, max(seq) AS last FROM tidewire_outbox
-  WHERE seq > (SELECT since FROM tidewire_context) GROUP BY entity, key HAVING count(*) > 1) AS steps
-JOIN tidewire_outbox AS first ON first.seq = steps.first
-WHERE step.seq = steps.last;
-DELETE FROM tidewire_outbox WHERE seq > (SELECT since FROM tidewire_context) AND (
-  operation = 'none'
-  OR operation = 'update' AND before = after
-  OR seq NOT IN (
-    SELECT max(seq) FROM tidewire_outbox WHERE seq > (SELECT since FROM tidewire_context) GROUP BY entity, key))";
-
-/// How many statements [`COALESCE`] is.
-pub(super) const COALESCE_STATEMENTS: usize = 2;
 
 fn trigger(entity: &EntityMeta, name: &str, event: &str, when: &str, body: &[&str]) -> String {
     let quoted = |name: &str| {
@@ -91,7 +69,7 @@ fn record(entity: &EntityMeta, operation: &str, before: Option<&str>, after: Opt
 }
 
 /// A row as a JSON object of column names and packed values.
-fn image(entity: &EntityMeta, row: &str) -> String {
+pub(super) fn image(entity: &EntityMeta, row: &str) -> String {
     let mut out = String::from("json_object(");
     for (index, column) in entity.columns.iter().enumerate() {
         if index > 0 {

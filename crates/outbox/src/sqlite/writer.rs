@@ -3,7 +3,10 @@
 //! SQLite has one writer at a time. Writers of one process queue here, first come first served, where SQLite itself would let them
 //! sleep and try again; writers of other processes are waited for by SQLite's busy timeout.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::TryStreamExt;
 use sea_orm::{DbErr, RuntimeErr, Statement, sea_query::Value};
@@ -14,11 +17,13 @@ use sqlx::{
 };
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
-use super::{schema, triggers};
+use super::{coalesce, schema, triggers};
 use crate::{context::Context, error::Result, registry::Catalog};
 
 /// How long a writer waits for its turn within this process before it gives up.
 const TURN_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often the writing connection looks whether the schema is still the one that it knows.
+const COMPARE_SCHEMA: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(super) struct Writer {
@@ -36,6 +41,10 @@ pub(super) struct Connection {
     /// What the context table holds for the running transaction.
     context: Option<Context>,
     has_triggers: bool,
+    catalog: Arc<Catalog>,
+    /// SQLite's number for the schema that was looked at, and when it was last compared.
+    schema: i64,
+    compared: Instant,
 }
 
 /// The right to write, until dropped. A transaction that is still open then is rolled back at once, so that it does not keep other
@@ -47,6 +56,12 @@ pub(super) struct Turn(Option<OwnedMutexGuard<Option<Connection>>>);
 pub(super) struct Outcome {
     pub(super) result: SqliteQueryResult,
     pub(super) rows: Vec<SqliteRow>,
+}
+
+/// A batch that failed, with what its statements gave before that.
+struct Failed {
+    outcome: Outcome,
+    error: DbErr,
 }
 
 impl Writer {
@@ -63,11 +78,14 @@ impl Writer {
                 TURN_TIMEOUT.as_secs()
             ))
         })?;
-        match &mut *guard {
-            Some(connection) => connection.recover().await?,
-            empty => {
-                *empty = Some(Connection::open(&self.options, &self.catalog).await.map_err(DbErr::from)?);
+        if let Some(connection) = &mut *guard {
+            connection.recover().await?;
+            if connection.has_outlived_schema().await? {
+                *guard = None;
             }
+        }
+        if guard.is_none() {
+            *guard = Some(Connection::open(&self.options, Arc::clone(&self.catalog)).await.map_err(DbErr::from)?);
         }
         Ok(Turn(Some(guard)))
     }
@@ -104,9 +122,9 @@ impl Drop for Turn {
 }
 
 impl Connection {
-    async fn open(options: &SqliteConnectOptions, catalog: &Catalog) -> Result<Self> {
+    async fn open(options: &SqliteConnectOptions, catalog: Arc<Catalog>) -> Result<Self> {
         let mut sqlite = options.connect().await.map_err(super::database_error)?;
-        let found = schema::inspect(&mut sqlite, catalog).await?;
+        let found = schema::inspect(&mut sqlite, &catalog).await?;
         let mut setup = String::from(triggers::CONTEXT_TABLE);
         // With recursive triggers a REPLACE fires delete triggers. Triggers of the application's own may not be made for recursion.
         setup.push_str(if found.has_triggers {
@@ -119,7 +137,18 @@ impl Connection {
         }
         sqlite.execute(AssertSqlSafe(setup)).await.map_err(super::database_error)?;
         begin_epoch(&mut sqlite).await?;
-        Ok(Self { sqlite, open: false, context: None, has_triggers: found.has_triggers })
+        let schema = schema_version(&mut sqlite).await.map_err(super::database_error)?;
+        let has_triggers = found.has_triggers;
+        Ok(Self { sqlite, open: false, context: None, has_triggers, catalog, schema, compared: Instant::now() })
+    }
+
+    /// Whether someone has changed the schema since this connection looked at it: there may be triggers now.
+    async fn has_outlived_schema(&mut self) -> Result<bool, DbErr> {
+        if self.compared.elapsed() < COMPARE_SCHEMA {
+            return Ok(false);
+        }
+        self.compared = Instant::now();
+        Ok(schema_version(&mut self.sqlite).await.map_err(exec_error)? != self.schema)
     }
 
     /// Whether the triggers see the rows that `REPLACE` removes.
@@ -147,17 +176,16 @@ impl Connection {
         batch.before("BEGIN IMMEDIATE");
         batch.set_context(context, true);
         batch.own(statements);
-        if self.has_triggers {
-            batch.after(triggers::COALESCE, triggers::COALESCE_STATEMENTS);
+        match self.run(batch, &["COMMIT"]).await {
+            Ok(outcome) => {
+                self.open = false;
+                Ok(outcome)
+            }
+            Err(error) => {
+                self.rollback().await?;
+                Err(error)
+            }
         }
-        batch.after("COMMIT", 1);
-        let outcome = batch.run(&mut self.sqlite).await;
-        if outcome.is_ok() {
-            self.open = false;
-        } else {
-            self.rollback().await?;
-        }
-        outcome
     }
 
     /// Opens a transaction.
@@ -166,7 +194,7 @@ impl Connection {
         let mut batch = Batch::new(Statement::from_string(sea_orm::DbBackend::Sqlite, ""));
         batch.before("BEGIN IMMEDIATE");
         batch.set_context(context, true);
-        if let Err(error) = batch.run(&mut self.sqlite).await {
+        if let Err(Failed { error, .. }) = batch.run(&mut self.sqlite).await {
             self.rollback().await?;
             return Err(error);
         }
@@ -188,12 +216,27 @@ impl Connection {
             batch.set_context(context, false);
         }
         batch.own(statements);
-        if self.has_triggers {
-            batch.after(triggers::COALESCE, triggers::COALESCE_STATEMENTS);
-        }
-        let outcome = batch.run(&mut self.sqlite).await?;
+        let outcome = self.run(batch, &[]).await?;
         self.context = Some(context.clone());
         Ok(outcome)
+    }
+
+    /// Runs a batch with the caller's statements, then what makes one change of each row, then what else is to follow.
+    async fn run(&mut self, mut batch: Batch, then: &[&str]) -> Result<Outcome, DbErr> {
+        let coalesce = if self.has_triggers { coalesce::STATEMENTS } else { &[] };
+        let after = || coalesce.iter().chain(then);
+        after().for_each(|sql| batch.after(sql));
+        match batch.run(&mut self.sqlite).await {
+            Ok(outcome) => Ok(outcome),
+            Err(Failed { outcome, error }) if coalesce::is_unordered(&error) => {
+                coalesce::settle(&mut self.sqlite, &self.catalog).await?;
+                for sql in after() {
+                    self.control((*sql).to_owned()).await?;
+                }
+                Ok(outcome)
+            }
+            Err(Failed { error, .. }) => Err(error),
+        }
     }
 
     /// Runs a statement that only reads, or that writes Tidewire's own tables.
@@ -318,18 +361,23 @@ impl Batch {
         self.statements += statements;
     }
 
-    fn after(&mut self, sql: &str, statements: usize) {
+    fn after(&mut self, sql: &str) {
         self.text.push_str(sql);
         self.text.push(';');
-        self.statements += statements;
+        self.statements += 1;
     }
 
-    async fn run(self, sqlite: &mut SqliteConnection) -> Result<Outcome, DbErr> {
+    async fn run(self, sqlite: &mut SqliteConnection) -> Result<Outcome, Failed> {
         let values = SqlxValues(sea_orm::sea_query::Values(self.values));
         let mut steps = sqlite.fetch_many(sqlx::query_with(AssertSqlSafe(self.text), values));
         let mut outcome = Outcome::default();
         let mut index = 0;
-        while let Some(step) = steps.try_next().await.map_err(exec_error)? {
+        loop {
+            let step = match steps.try_next().await {
+                Ok(Some(step)) => step,
+                Ok(None) => break,
+                Err(error) => return Err(Failed { outcome, error: exec_error(error) }),
+            };
             let own = (self.before..self.before + self.owned).contains(&index);
             match step {
                 Either::Left(result) => {
@@ -344,12 +392,15 @@ impl Batch {
         }
         drop(steps);
         if index != self.statements {
-            return Err(DbErr::Custom(
-                "tidewire: a text held another number of statements than was read from it".into(),
-            ));
+            let error = "tidewire: a text held another number of statements than was read from it";
+            return Err(Failed { outcome, error: DbErr::Custom(error.into()) });
         }
         Ok(outcome)
     }
+}
+
+async fn schema_version(sqlite: &mut SqliteConnection) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar("PRAGMA main.schema_version").fetch_one(sqlite).await
 }
 
 /// Starts a new epoch: from here on, the log is this process's history.
@@ -366,6 +417,6 @@ async fn begin_epoch(sqlite: &mut SqliteConnection) -> Result<()> {
     Ok(())
 }
 
-fn exec_error(error: sqlx::Error) -> DbErr {
+pub(super) fn exec_error(error: sqlx::Error) -> DbErr {
     DbErr::Exec(RuntimeErr::SqlxError(Arc::new(error)))
 }

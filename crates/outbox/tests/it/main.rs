@@ -1,2 +1,6 @@
-//! The outbox against a real database.
+//! The outbox against real databases.
 
+mod canonical;
+mod capture;
+mod filter;
+mod support;

@@ -2,6 +2,7 @@
 #![allow(missing_docs, reason = "columns are named for what they hold, and SeaORM's macros write undocumented items")]
 
 pub mod animal;
+pub mod arbitrary;
 pub mod chip;
 pub mod diet;
 pub mod everything;

@@ -1,0 +1,150 @@
+//! A filter means the same in SQL and in memory.
+
+use std::collections::BTreeSet;
+
+use proptest::{collection::vec, prelude::*, sample::select, test_runner::TestRunner};
+use sea_orm::{ActiveModelTrait, ConnectionTrait, EntityTrait, IntoActiveModel, sea_query::Value};
+use tidewire_outbox::{
+    EntityMeta, Filter, Image, Item, Kind, Recorder, Select, cell,
+    filter::{Comparison, Like},
+    json::Scanner,
+};
+use tidewire_testkit::zoo::{arbitrary, everything};
+
+use crate::support::{Zoo, run};
+
+/// A filter whose values are still places in a pool of rows, so that it often finds some.
+#[derive(Debug, Clone)]
+enum Sketch {
+    All(Vec<Sketch>),
+    Any(Vec<Sketch>),
+    Not(Box<Sketch>),
+    Leaf { column: usize, operator: u8, values: [usize; 3], pattern: String },
+}
+
+const POOL: usize = 16;
+
+fn sketch() -> impl Strategy<Value = Sketch> {
+    let wildcards = vec(select(vec!["%", "_", "a", "A", "ü", "\\", "\"", "0", ""]), 0..4).prop_map(|parts| parts.concat());
+    let leaf = (0..64_usize, any::<u8>(), [0..POOL, 0..POOL, 0..POOL], wildcards)
+        .prop_map(|(column, operator, values, pattern)| Sketch::Leaf { column, operator, values, pattern });
+    leaf.prop_recursive(4, 12, 3, |inner| {
+        prop_oneof![
+            vec(inner.clone(), 0..4).prop_map(Sketch::All),
+            vec(inner.clone(), 0..4).prop_map(Sketch::Any),
+            inner.prop_map(|inner| Sketch::Not(Box::new(inner))),
+        ]
+    })
+}
+
+impl Sketch {
+    fn filter(&self, meta: &EntityMeta, pool: &[Image]) -> Filter {
+        let (column, operator, values, pattern) = match self {
+            Self::All(parts) => return Filter::All(parts.iter().map(|part| part.filter(meta, pool)).collect()),
+            Self::Any(parts) => return Filter::Any(parts.iter().map(|part| part.filter(meta, pool)).collect()),
+            Self::Not(inner) => return Filter::Not(Box::new(inner.filter(meta, pool))),
+            Self::Leaf { column, operator, values, pattern } => (column % meta.columns.len(), operator, values, pattern),
+        };
+        let of = &meta.columns[column];
+        let value = |place: usize| -> Value { cell::read_value(of, pool[values[place] % pool.len()].cell(column)).unwrap() };
+        let compare = |comparison| Filter::Compare(column, comparison, value(0));
+        let text = matches!(of.kind, Kind::Text);
+        let ordered = of.kind != Kind::Json;
+        match operator % 12 {
+            0 => Filter::IsNull(column),
+            1 => compare(Comparison::NotEqual),
+            2 => Filter::In(column, (0..3).map(value).collect()),
+            3 => Filter::In(column, Vec::new()),
+            4 if ordered => compare(Comparison::Less),
+            5 if ordered => compare(Comparison::LessOrEqual),
+            6 if ordered => compare(Comparison::Greater),
+            7 if ordered => compare(Comparison::GreaterOrEqual),
+            8 if ordered => Filter::Between(column, value(0), value(1)),
+            9 if text => Filter::Like(column, Like::pattern(pattern.clone())),
+            10 if text => {
+                let whole = cell::text(pool[values[0] % pool.len()].cell(column).unwrap_or("\"\"")).into_owned();
+                let part: String = whole.chars().skip(1).take(2).collect();
+                Filter::Like(column, Like::literal(&part, true, values[1] % 2 == 0))
+            }
+            11 if text => {
+                let whole = cell::text(pool[values[0] % pool.len()].cell(column).unwrap_or("\"\"")).into_owned();
+                Filter::EqualsIgnoringCase(column, whole.to_uppercase())
+            }
+            _ => compare(Comparison::Equal),
+        }
+    }
+}
+
+#[test]
+fn a_filter_means_the_same_in_sql_and_in_memory() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    // GIVEN a table whose texts also compare by other rules than byte by byte, and hold times in every form that SQLite knows
+    let zoo = runtime.block_on(Zoo::with(async |db| {
+        let table: String = db
+            .query_one_raw(sea_orm::Statement::from_string(
+                db.get_database_backend(),
+                "SELECT sql FROM sqlite_schema WHERE name = 'everything'",
+            ))
+            .await
+            .unwrap()
+            .unwrap()
+            .try_get_by_index(0)
+            .unwrap();
+        let table = table.replace("\"maybe_text\" varchar", "\"maybe_text\" varchar COLLATE NOCASE");
+        assert!(table.contains("NOCASE"), "{table}");
+        run(db, "DROP TABLE everything").await;
+        run(db, &table).await;
+    }));
+    let meta = zoo.recorder.catalog().of::<everything::Entity>().unwrap().clone();
+    let mut runner = TestRunner::new(ProptestConfig { cases: 60, failure_persistence: None, ..Default::default() });
+    let cases = (vec(arbitrary::everything(), POOL), vec(sketch(), 40));
+    let result = runner.run(&cases, |(rows, sketches)| {
+        runtime.block_on(async {
+            everything::Entity::delete_many().exec(&zoo.recorder).await.unwrap();
+            for row in rows {
+                let mut row = row.into_active_model().reset_all();
+                row.id = sea_orm::ActiveValue::NotSet;
+                row.insert(&zoo.recorder).await.unwrap();
+            }
+            run(&zoo.recorder, "UPDATE everything SET maybe_timestamp = datetime(maybe_timestamp), maybe_timestamp_tz = NULL WHERE id % 3 = 0").await;
+            let images = images(&zoo.recorder, &meta).await;
+            for sketch in &sketches {
+                let filter = sketch.filter(&meta, &images);
+                let predicate = zoo.recorder.log().predicate(&meta, &filter).await.unwrap();
+
+                // WHEN the database and the predicate are asked for the rows that pass
+                let select = Select { items: vec![Item::Cell(0)], filter: filter.clone(), ..Select::new(meta.id) };
+                let found = zoo.recorder.fetch(&[select]).await.unwrap();
+                let found = keys(&found[0]);
+                let matched: BTreeSet<i64> = images
+                    .iter()
+                    .filter(|image| predicate.matches(image))
+                    .map(|image| image.cell(0).unwrap().parse().unwrap())
+                    .collect();
+
+                // THEN they agree
+                prop_assert_eq!(found, matched, "{:?}", filter);
+            }
+            Ok(())
+        })
+    });
+    result.unwrap_or_else(|failure| panic!("{failure}"));
+}
+
+async fn images(recorder: &Recorder, meta: &EntityMeta) -> Vec<Image> {
+    let mut snapshot = recorder.log().snapshot(meta, Filter::all(), 1_000).await.unwrap();
+    snapshot.next().await.unwrap().unwrap()
+}
+
+/// The first cells of the rows that a select gave.
+fn keys(json: &str) -> BTreeSet<i64> {
+    let mut scanner = Scanner::new(json);
+    scanner.open().unwrap();
+    let mut keys = BTreeSet::new();
+    while scanner.next_item().unwrap() {
+        let mut row = Scanner::new(scanner.value().unwrap());
+        row.next_item().unwrap();
+        keys.insert(row.value().unwrap().parse().unwrap());
+    }
+    keys
+}
