@@ -256,7 +256,11 @@ impl Inner {
             return Ok(known);
         }
         let parsed = async_graphql::parser::parse_query(&request.query).map_err(|error| {
-            let mut errors = vec![ServerError::from(error)];
+            let mut error = ServerError::from(error);
+            // The parser draws the line where it stopped; what it expected there stands behind.
+            let expected = error.message.rsplit("= ").next().unwrap_or_default();
+            error.message = format!("the document is not GraphQL: {expected}");
+            let mut errors = [error];
             with_codes(&mut errors, Code::ParseFailed);
             Response::from_errors(&errors)
         })?;
@@ -422,8 +426,11 @@ impl Response {
     }
 }
 
+/// An error of the whole request, which has no place in the document.
 fn server_error(error: ApiError) -> ServerError {
-    error.into_graphql().into_server_error(async_graphql::Pos::default())
+    let mut server_error = ServerError::new(error.message, None);
+    server_error.extensions.get_or_insert_default().set("code", error.code.as_str());
+    server_error
 }
 
 fn serialized(response: GraphqlResponse) -> String {

@@ -155,12 +155,27 @@ impl<'a> Reader<'a> {
         Ok(order)
     }
 
-    /// `FilmInsertInput`, `FilmUpdateInput`: column values.
+    /// `FilmInsertInput`: column values. Null where there may be none leaves the column to the database, as if it were not there.
+    pub(crate) fn insert(&self, value: &ConstValue) -> Result<Assignments> {
+        let mut row = Assignments::new();
+        for (name, value) in object(value, "data")? {
+            let column = self.column(name)?;
+            if *value != ConstValue::Null || self.entity.columns[column].nullable {
+                row.push((column, self.value(column, value)?));
+            }
+        }
+        Ok(row)
+    }
+
+    /// `FilmUpdateInput`, `FilmMatchInput`: column values.
     pub(crate) fn assignments(&self, value: &ConstValue) -> Result<Assignments> {
         object(value, "data")?
             .iter()
             .map(|(name, value)| {
                 let column = self.column(name)?;
+                if *value == ConstValue::Null && !self.entity.columns[column].nullable {
+                    return Err(self.wrong(column, "no null"));
+                }
                 Ok((column, self.value(column, value)?))
             })
             .collect()

@@ -218,6 +218,8 @@ impl Model {
         }
         Ok(Some(FieldValue::value(match column.kind {
             Kind::Json => raw_json(json),
+            // serde_json may read a float as its neighbour.
+            Kind::Float | Kind::Double => json.parse::<f64>().map_err(|_| unreadable(&column.kind))?.into(),
             _ => serde_json::from_str(&json).map_err(|_| unreadable(&column.kind))?,
         })))
     }

@@ -43,7 +43,7 @@ pub fn write_integer(value: i128, out: &mut String) {
 /// Appends the canonical form of a 64-bit float.
 pub fn write_double(value: f64, out: &mut String) {
     if value.is_finite() {
-        out.push_str(ryu::Buffer::new().format_finite(value));
+        out.push_str(zmij::Buffer::new().format_finite(value));
     } else {
         out.push_str(non_finite(value));
     }
@@ -52,7 +52,7 @@ pub fn write_double(value: f64, out: &mut String) {
 /// Appends the canonical form of a 32-bit float.
 pub fn write_float(value: f32, out: &mut String) {
     if value.is_finite() {
-        out.push_str(ryu::Buffer::new().format_finite(value));
+        out.push_str(zmij::Buffer::new().format_finite(value));
     } else {
         out.push_str(non_finite(f64::from(value)));
     }

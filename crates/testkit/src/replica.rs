@@ -18,6 +18,15 @@ pub struct Replica {
 }
 
 impl Replica {
+    /// A replica of one entity that begins with the rows of a snapshot.
+    pub fn starting_with(entity: &EntityMeta, rows: impl IntoIterator<Item = Image>) -> Self {
+        let keyed = rows.into_iter().map(|row| {
+            let key = entity.key.iter().map(|&column| row.cell(column).map(str::to_owned)).collect();
+            ((entity.id, key), row)
+        });
+        Self { rows: keyed.collect(), changes: 0 }
+    }
+
     /// Takes the changes of a transaction.
     ///
     /// # Panics

@@ -49,6 +49,10 @@ impl Preparer<'_> {
                 let mut select =
                     Select { filter, page: Page::Window { offset: 0, limit: 1 }, ..Select::new(node.entity) };
                 let prepared = self.node(node, &mut select.items)?;
+                // Whether there is a row is always asked.
+                if select.items.is_empty() {
+                    select.items.push(Item::Key);
+                }
                 Ok(Some((select, PreparedList { pagination: Pagination::None, nodes: vec![prepared] })))
             }
         }

@@ -181,7 +181,7 @@ impl Mutation<'_> {
         on_conflict: Option<&ConstValue>,
     ) -> Result<KeyValues, ApiError> {
         let meta = self.model.catalog().entity(self.entity);
-        let values = self.reader().assignments(row)?;
+        let values = self.reader().insert(row)?;
         let Some(on_conflict) = on_conflict else {
             return Ok(meta.ops().insert(transaction, values).await?);
         };

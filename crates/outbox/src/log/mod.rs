@@ -117,6 +117,8 @@ pub struct TailStats {
     pub ring_bytes: u64,
     /// Whether its last look at the outbox succeeded.
     pub healthy: bool,
+    /// How often the outbox was read for followers whose place was not in the ring.
+    pub outbox_reads: u64,
 }
 
 impl Log {
@@ -206,6 +208,7 @@ impl Log {
             ring_transactions: ring.len() as u64,
             ring_bytes: ring.bytes() as u64,
             healthy: shared.healthy.load(Ordering::Relaxed),
+            outbox_reads: self.inner.chunks.reads.load(Ordering::Relaxed),
         }
     }
 
@@ -249,6 +252,7 @@ impl Log {
         let cell = self.inner.chunks.cell(after);
         let chunk = cell
             .get_or_try_init(|| async {
+                self.inner.chunks.reads.fetch_add(1, Ordering::Relaxed);
                 self.inner.database.read(after, self.inner.options.chunk_changes).await.map(Arc::new)
             })
             .await
@@ -263,7 +267,10 @@ impl Log {
 
 /// Recent reads of the outbox by where they began.
 #[derive(Debug, Default)]
-struct Chunks(Mutex<VecDeque<(Cursor, Arc<Cell>)>>);
+struct Chunks {
+    recent: Mutex<VecDeque<(Cursor, Arc<Cell>)>>,
+    reads: AtomicU64,
+}
 
 type Cell = OnceCell<Arc<Read>>;
 
@@ -271,7 +278,7 @@ impl Chunks {
     const CAPACITY: usize = 16;
 
     fn cell(&self, after: &Cursor) -> Arc<Cell> {
-        let mut chunks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut chunks = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, cell)) = chunks.iter().find(|(cursor, _)| cursor == after) {
             return Arc::clone(cell);
         }
@@ -284,7 +291,7 @@ impl Chunks {
     }
 
     fn forget(&self, after: &Cursor, cell: &Arc<Cell>) {
-        let mut chunks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut chunks = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         chunks.retain(|(cursor, other)| cursor != after || !Arc::ptr_eq(other, cell));
     }
 }

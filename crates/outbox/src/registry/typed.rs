@@ -151,7 +151,7 @@ where
                     <E::ActiveModel as ActiveModelBehavior>::after_save(stored, db, true).await?;
                     Ok(Some(key))
                 }
-                Err(DbErr::RecordNotInserted) => Ok(None),
+                Err(DbErr::RecordNotInserted | DbErr::RecordNotFound(_)) => Ok(None),
                 Err(error) => Err(error),
             }
         })

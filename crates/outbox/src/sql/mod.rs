@@ -109,6 +109,9 @@ pub(crate) trait Dialect: Send + Sync + 'static {
     /// Writes a comparison that leaves the case of ASCII letters aside.
     fn equals_ignoring_case(&self, column: Column<'_>, text: &str, sql: &mut Sql);
 
+    /// Writes the sum of a column as it can stand inside a JSON array.
+    fn packed_sum(&self, kind: &Kind, column: &str, out: &mut String);
+
     /// Writes what to order by for a column.
     fn order_by(&self, column: Column<'_>, sql: &mut Sql);
 }

@@ -385,25 +385,26 @@ impl Writer<'_> {
 
     fn aggregate(&self, select: &Select, aggregate: Aggregate, depth: usize, sql: &mut Sql) {
         let entity = self.catalog.entity(select.entity);
-        let (function, column) = match aggregate {
+        let (function, index) = match aggregate {
             Aggregate::Count => {
                 sql.push("count(*)");
                 return;
             }
-            Aggregate::Min(column) => ("min", column),
-            Aggregate::Max(column) => ("max", column),
-            Aggregate::Sum(column) => ("sum", column),
-            Aggregate::Avg(column) => ("avg", column),
+            Aggregate::Min(index) => ("min", index),
+            Aggregate::Max(index) => ("max", index),
+            Aggregate::Sum(index) => ("sum", index),
+            Aggregate::Avg(index) => ("avg", index),
         };
-        let meta = &entity.columns[column];
-        // A mean is a fraction whatever it is the mean of, and a sum of floats needs more room than its parts.
-        let kind = match (aggregate, &meta.kind) {
-            (Aggregate::Avg(_), _) | (Aggregate::Sum(_), Kind::Float) => &Kind::Double,
-            (_, kind) => kind,
-        };
-        let mut expression = Sql::default();
-        expression.push(function).push("(").column(self.dialect, &alias(depth), meta.name).push(")");
-        self.dialect.packed(kind, &expression.text, &mut sql.text);
+        let meta = &entity.columns[index];
+        let mut column = Sql::default();
+        column.column(self.dialect, &alias(depth), meta.name);
+        // A mean is a fraction whatever it is the mean of.
+        let kind = if let Aggregate::Avg(_) = aggregate { &Kind::Double } else { &meta.kind };
+        if let Aggregate::Sum(_) = aggregate {
+            self.dialect.packed_sum(kind, &column.text, &mut sql.text);
+        } else {
+            self.dialect.packed(kind, &format!("{function}({})", column.text), &mut sql.text);
+        }
     }
 }
 

@@ -141,6 +141,18 @@ impl Dialect for SqliteDialect {
         sql.push(") = ").bind(self, Value::String(Some(text.to_ascii_lowercase())));
     }
 
+    fn packed_sum(&self, kind: &Kind, column: &str, out: &mut String) {
+        match kind {
+            // SQLite's sum fails where it does not fit into 64 bits; the sums of the halves do.
+            Kind::Integer { bits: 64, .. } => {
+                push_all(out, "'+' || sum(@ >> 32) || ':' || sum(@ & 4294967295)", column);
+            }
+            // A sum of 32-bit floats needs more room than its parts.
+            Kind::Float => self.packed(&Kind::Double, &format!("sum({column})"), out),
+            _ => self.packed(kind, &format!("sum({column})"), out),
+        }
+    }
+
     /// Times order by their stored text, so that an index serves. That is their true order as long as a column keeps to one form,
     /// as everything written through SeaORM does.
     fn order_by(&self, column: Column<'_>, sql: &mut Sql) {
@@ -168,6 +180,12 @@ fn packed_double(expression: &str, out: &mut String) {
         push_all(out, &format!(" WHEN abs(@) < {below} THEN format('%!.17g', @{factor}) || 'p{sign}{power}'"), expression);
     }
     push_all(out, " ELSE format('%!.17g', @) END", expression);
+}
+
+/// A sum in two halves, as [`packed_sum`](Dialect::packed_sum) writes it.
+pub(super) fn read_sum(text: &str) -> Option<i128> {
+    let (high, low) = text.strip_prefix('+')?.split_once(':')?;
+    Some((high.parse::<i128>().ok()? << 32) + low.parse::<i128>().ok()?)
 }
 
 /// What [`packed_double`] wrote.

@@ -315,15 +315,21 @@ pub(super) async fn prune(
 ) -> Result<Pruned> {
     let limit = i64::try_from(limit.max(1)).unwrap_or(i64::MAX);
     let before = before.map_or(i64::MIN, |time| time.timestamp_millis());
-    // Up to here everything is old enough, or far enough from the end; cut back to the end of a transaction and to one round's worth.
+    // Up to `due` everything may go. A round takes so many of that, to the end of a transaction; one that is not due as a whole stays. A
+    // transaction's number is the number of its first change.
     let due = sqlx::query(
-        "WITH due AS (
-           SELECT max(
-             coalesce((SELECT max(seq) FROM tidewire_outbox WHERE at < ?1), 0),
-             coalesce((SELECT seq FROM tidewire_outbox ORDER BY seq DESC LIMIT 1 OFFSET ?2), 0)) AS seq),
-         round AS (SELECT seq, tx FROM tidewire_outbox WHERE seq <= (SELECT seq FROM due) ORDER BY seq LIMIT ?3)
+        "WITH due AS (SELECT max(
+           coalesce((SELECT seq FROM tidewire_outbox WHERE at >= ?1 ORDER BY seq LIMIT 1) - 1, (SELECT max(seq) FROM tidewire_outbox), 0),
+           coalesce((SELECT seq FROM tidewire_outbox ORDER BY seq DESC LIMIT 1 OFFSET ?2), 0)) AS seq),
+         round AS (SELECT seq, tx FROM tidewire_outbox WHERE seq <= (SELECT seq FROM due) ORDER BY seq LIMIT ?3),
+         last AS (SELECT seq, tx FROM round ORDER BY seq DESC LIMIT 1),
+         following AS (
+           SELECT seq FROM tidewire_outbox WHERE seq > (SELECT seq FROM last) AND tx <> (SELECT tx FROM last) ORDER BY seq LIMIT 1),
+         whole AS (SELECT max(seq) AS seq FROM tidewire_outbox WHERE seq < coalesce((SELECT seq FROM following), 9223372036854775807))
          SELECT
-           (SELECT max(seq) FROM tidewire_outbox WHERE tx = (SELECT tx FROM round ORDER BY seq DESC LIMIT 1) AND seq >= (SELECT min(seq) FROM round)),
+           CASE WHEN (SELECT seq FROM last) IS NULL THEN NULL
+             WHEN (SELECT seq FROM whole) <= (SELECT seq FROM due) THEN (SELECT seq FROM whole)
+             ELSE (SELECT max(seq) FROM tidewire_outbox WHERE seq < (SELECT tx FROM last)) END,
            EXISTS (SELECT 1 FROM tidewire_mutation WHERE at < ?1)",
     )
     .bind(before)

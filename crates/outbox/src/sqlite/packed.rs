@@ -26,13 +26,14 @@ pub(crate) fn write_canonical(kind: &Kind, packed: &str, out: &mut String) -> bo
         }),
         Kind::Integer { .. } => {
             // Up to 15 digits are always safe; longer ones are compared.
-            if packed.len() <= 15 || packed.starts_with('"') {
-                out.push_str(packed);
-            } else {
-                match packed.parse::<i128>() {
-                    Ok(value) => cell::write_integer(value, out),
-                    Err(_) => out.push_str(packed),
-                }
+            let value = match packed.as_bytes()[0] {
+                b'"' => dialect::read_sum(&cell::text(packed)),
+                _ if packed.len() <= 15 => None,
+                _ => packed.parse().ok(),
+            };
+            match value {
+                Some(value) => cell::write_integer(value, out),
+                None => out.push_str(packed),
             }
         }
         Kind::Double => match dialect::read_double(&cell::text(packed)) {

@@ -18,7 +18,11 @@ use sqlx::{
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::{coalesce, schema, triggers};
-use crate::{context::Context, error::Result, registry::Catalog};
+use crate::{
+    context::Context,
+    error::{Error, ErrorKind, Result},
+    registry::Catalog,
+};
 
 /// How long a writer waits for its turn within this process before it gives up.
 const TURN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -70,13 +74,16 @@ impl Writer {
     }
 
     /// Waits for the right to write. The first to come opens the connection and puts the triggers in place.
-    pub(super) async fn turn(&self) -> Result<Turn, DbErr> {
+    pub(super) async fn turn(&self) -> Result<Turn> {
         let lock = tokio::time::timeout(TURN_TIMEOUT, Arc::clone(&self.connection).lock_owned());
         let mut guard = lock.await.map_err(|_| {
-            DbErr::Custom(format!(
-                "tidewire: waited {} s for another write of this process to end. Is a transaction open in the same task?",
-                TURN_TIMEOUT.as_secs()
-            ))
+            Error::new(
+                ErrorKind::Busy,
+                format!(
+                    "waited {} s for another write of this process to end. Is a transaction open in the same task?",
+                    TURN_TIMEOUT.as_secs()
+                ),
+            )
         })?;
         if let Some(connection) = &mut *guard {
             connection.recover().await?;
@@ -85,7 +92,7 @@ impl Writer {
             }
         }
         if guard.is_none() {
-            *guard = Some(Connection::open(&self.options, Arc::clone(&self.catalog)).await.map_err(DbErr::from)?);
+            *guard = Some(Connection::open(&self.options, Arc::clone(&self.catalog)).await?);
         }
         Ok(Turn(Some(guard)))
     }

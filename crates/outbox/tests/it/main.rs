@@ -2,5 +2,7 @@
 
 mod canonical;
 mod capture;
+mod errors;
 mod filter;
+mod follow;
 mod support;

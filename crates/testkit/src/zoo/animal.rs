@@ -34,6 +34,8 @@ pub struct Model {
     pub chip: HasOne<super::chip::Entity>,
     #[sea_orm(has_many)]
     pub visits: HasMany<super::visit::Entity>,
+    #[sea_orm(has_many)]
+    pub diets: HasMany<super::diet::Entity>,
     #[sea_orm(has_many, via = "diet")]
     pub foods: HasMany<super::food::Entity>,
 }

@@ -1,0 +1,85 @@
+//! Bad input: each gets the right error, and the server goes on.
+
+use serde_json::json;
+use tidewire_graphql::{Api, Options};
+
+use crate::support::{Zoo, request};
+
+#[tokio::test]
+async fn what_is_too_large_or_wrong_is_refused() {
+    let zoo = Zoo::populated().await;
+    let deep = |levels: usize| {
+        let filter = "{ not: ".repeat(levels) + "{ tame: { eq: true } }" + &" }".repeat(levels);
+        format!("{{ animal(filters: {filter}) {{ nodes {{ name }} }} }}")
+    };
+    let nested = "{ animal { nodes ".to_owned() + &"{ keeper { animal { nodes ".repeat(12) + "{ name }" + &"} } }".repeat(12) + "} }";
+    let mut bomb = String::from("{ animal { nodes { ...f0 } } }");
+    for level in 0..25 {
+        bomb.push_str(&format!(" fragment f{level} on Animal {{ ...f{0} ...f{0} }}", level + 1));
+    }
+    bomb.push_str(" fragment f25 on Animal { name }");
+    for (query, code) in [
+        (deep(10_000), "LIMIT_EXCEEDED"),
+        (deep(200), "LIMIT_EXCEEDED"),
+        (nested, "LIMIT_EXCEEDED"),
+        (bomb, "LIMIT_EXCEEDED"),
+        (format!("{{ animal {{ nodes {{ name }} }} }} #{}", "x".repeat(10 << 20)), "LIMIT_EXCEEDED"),
+        ("{".repeat(100_000), "LIMIT_EXCEEDED"),
+        (String::new(), "GRAPHQL_PARSE_FAILED"),
+        ("{ animal".into(), "GRAPHQL_PARSE_FAILED"),
+        ("🦀".into(), "GRAPHQL_PARSE_FAILED"),
+        ("{ animal { nodes { nme } } }".into(), "GRAPHQL_VALIDATION_FAILED"),
+        ("{ animal(filters: { nme: { eq: \"x\" } }) { nodes { name } } }".into(), "GRAPHQL_VALIDATION_FAILED"),
+        ("{ animal(filters: { tame: { eq: \"x\" } }) { nodes { name } } }".into(), "GRAPHQL_VALIDATION_FAILED"),
+        ("{ animal(orderBy: { name: UP }) { nodes { name } } }".into(), "GRAPHQL_VALIDATION_FAILED"),
+        ("fragment a on Animal { ...a } { animal { nodes { ...a } } }".into(), "GRAPHQL_VALIDATION_FAILED"),
+        ("{ animal(filters: { born: { gt: \"soon\" } }) { nodes { name } } }".into(), "BAD_USER_INPUT"),
+        ("{ animal(filters: { price: { between: [\"1\"] } }) { nodes { name } } }".into(), "BAD_USER_INPUT"),
+        ("{ animal(filters: { id: { eq: \"1\" } }) { nodes { name } } }".into(), "BAD_USER_INPUT"),
+        ("{ animal(pagination: { page: { page: -1, limit: 1 } }) { nodes { name } } }".into(), "BAD_USER_INPUT"),
+        ("{ animal(pagination: { offset: { offset: 0, limit: 0 } }) { nodes { name } } }".into(), "BAD_USER_INPUT"),
+        ("{ animal(pagination: { cursor: { cursor: \"WzFd\", limit: 1 } }) { nodes { name } } }".into(), "BAD_USER_INPUT"),
+        ("{ animal(pagination: { cursor: { cursor: \"%%\", limit: 1 } }) { nodes { name } } }".into(), "BAD_USER_INPUT"),
+        ("query A { __typename } query B { __typename }".into(), "BAD_USER_INPUT"),
+    ] {
+        let error = zoo.error(&query, json!({})).await;
+        let start: String = query.chars().take(100).collect();
+        assert_eq!(error["extensions"]["code"], code, "{start}: {error}");
+        assert!(error["message"].as_str().unwrap().len() < 300, "{start}: {error}");
+    }
+    // Variables are held against their types too.
+    let query = "query ($filter: AnimalFilterInput, $n: Int!) { animal(filters: $filter, pagination: { page: { page: $n, limit: 1 } }) { nodes { name } } }";
+    let mut deep = json!({ "tame": { "eq": true } });
+    for _ in 0..100 {
+        deep = json!({ "not": deep });
+    }
+    for (variables, code) in [
+        (json!({}), "GRAPHQL_VALIDATION_FAILED"),
+        (json!({ "n": "x" }), "GRAPHQL_VALIDATION_FAILED"),
+        (json!({ "n": 0.5 }), "GRAPHQL_VALIDATION_FAILED"),
+        (json!({ "n": null }), "GRAPHQL_VALIDATION_FAILED"),
+        (json!({ "n": 0, "filter": { "nme": { "eq": "x" } } }), "GRAPHQL_VALIDATION_FAILED"),
+        (json!({ "n": 0, "filter": [] }), "GRAPHQL_VALIDATION_FAILED"),
+        (json!({ "n": 0, "filter": deep }), "BAD_USER_INPUT"),
+    ] {
+        let error = zoo.error(query, variables.clone()).await;
+        assert_eq!(error["extensions"]["code"], code, "{variables}: {error}");
+    }
+    // And it still works.
+    assert_eq!(zoo.data("{ food(filters: { name: { eq: \"meat\" } }) { nodes { name } } }").await["food"]["nodes"][0]["name"], "meat");
+}
+
+#[tokio::test]
+async fn introspection_can_be_turned_off() {
+    let zoo = Zoo::populated().await;
+    let query = "{ __schema { queryType { name } } __type(name: \"Animal\") { name } }";
+    assert_eq!(zoo.data(query).await["__type"]["name"], "Animal");
+    let mut options = Options::default();
+    options.introspection = false;
+    options.suggestions = false;
+    let api = Api::builder(zoo.recorder.clone()).options(options).finish().unwrap();
+    let answer = api.execute(request(query, json!({}))).await.json;
+    assert!(!answer.contains("Animal\""), "{answer}");
+    let answer = api.execute(request("{ animl { nodes { name } } }", json!({}))).await.json;
+    assert!(!answer.contains("Did you mean"), "{answer}");
+}
