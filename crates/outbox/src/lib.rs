@@ -25,7 +25,9 @@ pub use self::{
     filter::Filter,
     image::Image,
     install::{SCHEMA_VERSION, install, installed, uninstall},
-    log::{Batch, Event, EventKind, Events, Follower, Log, LogOptions, Shape, Snapshot, Start, Step, TailStats, classify},
+    log::{
+        Batch, Event, EventKind, Events, Follower, Log, LogOptions, Shape, Snapshot, Start, Step, TailStats, classify,
+    },
     recorder::{Recorder, RecorderOptions, RecorderTransaction, Remembered},
     registry::{
         Assignments, Catalog, ColumnMeta, EntityId, EntityMeta, EntityOps, EnumMeta, Junction, KeyValues, Kind,

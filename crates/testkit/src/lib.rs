@@ -3,8 +3,8 @@
 
 pub mod checker;
 mod database;
-mod require;
 mod replica;
+mod require;
 mod wait;
 mod websocket;
 pub mod zoo;

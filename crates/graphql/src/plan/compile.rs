@@ -292,12 +292,12 @@ impl<'a> Compiler<'a> {
     }
 
     fn each<T>(&self, fields: &[&'a Field], mut make: impl FnMut(&str) -> Option<T>) -> Option<Vec<Keyed<T>>> {
-        self.selection.of(fields)
+        self.selection
+            .of(fields)
             .into_iter()
             .map(|(key, fields)| Some((quoted(key), make(fields[0].name.node.as_str())?)))
             .collect()
     }
-
 }
 
 /// Whether the schema has `min` and `max` of a column.

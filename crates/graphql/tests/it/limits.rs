@@ -12,7 +12,11 @@ async fn what_is_too_large_or_wrong_is_refused() {
         let filter = "{ not: ".repeat(levels) + "{ tame: { eq: true } }" + &" }".repeat(levels);
         format!("{{ animal(filters: {filter}) {{ nodes {{ name }} }} }}")
     };
-    let nested = "{ animal { nodes ".to_owned() + &"{ keeper { animal { nodes ".repeat(12) + "{ name }" + &"} } }".repeat(12) + "} }";
+    let nested = "{ animal { nodes ".to_owned()
+        + &"{ keeper { animal { nodes ".repeat(12)
+        + "{ name }"
+        + &"} } }".repeat(12)
+        + "} }";
     let mut bomb = String::from("{ animal { nodes { ...f0 } } }");
     for level in 0..25 {
         bomb.push_str(&format!(" fragment f{level} on Animal {{ ...f{0} ...f{0} }}", level + 1));
@@ -32,14 +36,20 @@ async fn what_is_too_large_or_wrong_is_refused() {
         ("{ animal(filters: { nme: { eq: \"x\" } }) { nodes { name } } }".into(), "GRAPHQL_VALIDATION_FAILED"),
         ("{ animal(filters: { tame: { eq: \"x\" } }) { nodes { name } } }".into(), "GRAPHQL_VALIDATION_FAILED"),
         ("{ animal(orderBy: { name: UP }) { nodes { name } } }".into(), "GRAPHQL_VALIDATION_FAILED"),
-        ("fragment a on Animal { ...a } { animal { nodes { ...a } } }".into(), "GRAPHQL_VALIDATION_FAILED"),
+        ("fragment a on Animal { ...a } { animal { nodes { ...a } } }".into(), "LIMIT_EXCEEDED"),
         ("{ animal(filters: { born: { gt: \"soon\" } }) { nodes { name } } }".into(), "BAD_USER_INPUT"),
         ("{ animal(filters: { price: { between: [\"1\"] } }) { nodes { name } } }".into(), "BAD_USER_INPUT"),
         ("{ animal(filters: { id: { eq: \"1\" } }) { nodes { name } } }".into(), "BAD_USER_INPUT"),
         ("{ animal(pagination: { page: { page: -1, limit: 1 } }) { nodes { name } } }".into(), "BAD_USER_INPUT"),
         ("{ animal(pagination: { offset: { offset: 0, limit: 0 } }) { nodes { name } } }".into(), "BAD_USER_INPUT"),
-        ("{ animal(pagination: { cursor: { cursor: \"WzFd\", limit: 1 } }) { nodes { name } } }".into(), "BAD_USER_INPUT"),
-        ("{ animal(pagination: { cursor: { cursor: \"%%\", limit: 1 } }) { nodes { name } } }".into(), "BAD_USER_INPUT"),
+        (
+            "{ animal(pagination: { cursor: { cursor: \"WzFd\", limit: 1 } }) { nodes { name } } }".into(),
+            "BAD_USER_INPUT",
+        ),
+        (
+            "{ animal(pagination: { cursor: { cursor: \"%%\", limit: 1 } }) { nodes { name } } }".into(),
+            "BAD_USER_INPUT",
+        ),
         ("query A { __typename } query B { __typename }".into(), "BAD_USER_INPUT"),
     ] {
         let error = zoo.error(&query, json!({})).await;
@@ -66,7 +76,10 @@ async fn what_is_too_large_or_wrong_is_refused() {
         assert_eq!(error["extensions"]["code"], code, "{variables}: {error}");
     }
     // And it still works.
-    assert_eq!(zoo.data("{ food(filters: { name: { eq: \"meat\" } }) { nodes { name } } }").await["food"]["nodes"][0]["name"], "meat");
+    assert_eq!(
+        zoo.data("{ food(filters: { name: { eq: \"meat\" } }) { nodes { name } } }").await["food"]["nodes"][0]["name"],
+        "meat"
+    );
 }
 
 #[tokio::test]

@@ -20,7 +20,9 @@ async fn log(zoo: &Zoo, after: Cursor) -> Vec<Vec<String>> {
         let Step::Transactions { transactions, .. } = soon(follower.next()).await.unwrap() else { panic!("no resync") };
         for transaction in &transactions {
             let name = |change: &tidewire_outbox::Change| zoo.recorder.catalog().entity(change.entity).name;
-            all.push(transaction.changes.iter().map(|change| format!("{} {}", change.operation, name(change))).collect());
+            all.push(
+                transaction.changes.iter().map(|change| format!("{} {}", change.operation, name(change))).collect(),
+            );
         }
     }
     all
@@ -41,7 +43,8 @@ async fn rows_are_created_changed_and_deleted() {
         .await;
     assert_eq!(data["one"], json!({ "id": 4, "name": "dee", "bossId": 1 }));
     assert_eq!(data["many"], json!([{ "id": 4, "name": "nuts" }, { "id": 5, "name": "figs" }]));
-    let changed: Vec<_> = data["changed"].as_array().unwrap().iter().map(|row| (&row["name"], &row["tame"], &row["price"])).collect();
+    let changed: Vec<_> =
+        data["changed"].as_array().unwrap().iter().map(|row| (&row["name"], &row["tame"], &row["price"])).collect();
     assert_eq!(json!(changed), json!([["leo", true, "12.5"], ["stray", true, "12.5"]]));
     assert_eq!(data["gone"], 2);
 }
@@ -63,7 +66,10 @@ async fn a_document_is_one_transaction() {
     assert_eq!(response["errors"][0]["extensions"]["code"], "ALREADY_EXISTS");
     assert_eq!(food::Entity::find().count(&zoo.recorder).await.unwrap(), 3);
 
-    zoo.data("mutation { a: foodCreateOne(data: { name: \"nuts\" }) { id } b: keeperDelete(filter: { id: { eq: 3 } }) }").await;
+    zoo.data(
+        "mutation { a: foodCreateOne(data: { name: \"nuts\" }) { id } b: keeperDelete(filter: { id: { eq: 3 } }) }",
+    )
+    .await;
     assert_eq!(log(&zoo, before).await, [["insert food", "delete keeper"]]);
 }
 
@@ -82,7 +88,9 @@ async fn upserts_insert_or_update_or_leave() {
     assert_eq!(upsert(", onConflict: { update: [] }", "Rob").await["name"], "Bob");
     let data = zoo.data("mutation { keeperCreateOne(data: { email: \"new@x\", name: \"new\" }, onConflict: { target: [email] }) { name } }").await;
     assert_eq!(data["keeperCreateOne"]["name"], "new");
-    let error = zoo.error("mutation { keeperUpsert(data: { id: 1, email: \"bo@zoo.example\", name: \"x\" }) { id } }", json!({})).await;
+    let error = zoo
+        .error("mutation { keeperUpsert(data: { id: 1, email: \"bo@zoo.example\", name: \"x\" }) { id } }", json!({}))
+        .await;
     assert_eq!(error["extensions"]["code"], "ALREADY_EXISTS");
 }
 
@@ -136,7 +144,10 @@ async fn a_write_on_a_stale_row_is_refused_with_the_row_as_it_is() {
     let update = "mutation ($name: String!) { keeperUpdate(data: { name: \"Ada\" }, filter: { id: { eq: 1 } }, ifMatch: { name: $name, bossId: null }) { name } }";
     let error = zoo.error(update, json!({ "name": "someone" })).await;
     assert_eq!(error["extensions"]["code"], "CONFLICT");
-    assert_eq!(error["extensions"]["current"], json!([{ "id": 1, "email": "ada@zoo.example", "name": "ada", "bossId": null }]));
+    assert_eq!(
+        error["extensions"]["current"],
+        json!([{ "id": 1, "email": "ada@zoo.example", "name": "ada", "bossId": null }])
+    );
     assert!(zoo.run(update, json!({ "name": "ada" })).await.get("errors").is_none());
     // It is not that any more.
     assert_eq!(zoo.error(update, json!({ "name": "ada" })).await["extensions"]["code"], "CONFLICT");
@@ -151,8 +162,14 @@ async fn refusals_have_codes_and_tell_no_values() {
     let zoo = Zoo::populated().await;
     let long = format!("mutation {{ foodCreateBatch(data: [{}]) {{ id }} }}", "{ name: \"hunter2\" } ".repeat(101));
     for (query, code) in [
-        ("mutation { chipCreateOne(data: { serial: 1, animalId: \"99999999-0202-0202-0202-020202020202\" }) { serial } }", "REFERENCE_VIOLATION"),
-        ("mutation { keeperCreateOne(data: { email: \"ada@zoo.example\", name: \"hunter2\" }) { id } }", "ALREADY_EXISTS"),
+        (
+            "mutation { chipCreateOne(data: { serial: 1, animalId: \"99999999-0202-0202-0202-020202020202\" }) { serial } }",
+            "REFERENCE_VIOLATION",
+        ),
+        (
+            "mutation { keeperCreateOne(data: { email: \"ada@zoo.example\", name: \"hunter2\" }) { id } }",
+            "ALREADY_EXISTS",
+        ),
         ("mutation { keeperCreateOne(data: { name: \"hunter2\" }) { id } }", "GRAPHQL_VALIDATION_FAILED"),
         ("mutation { keeperUpdate(data: { name: null }) { id } }", "BAD_USER_INPUT"),
         ("mutation { animalUpdate(data: { born: \"hunter2\" }) { id } }", "BAD_USER_INPUT"),
@@ -168,7 +185,10 @@ async fn refusals_have_codes_and_tell_no_values() {
         let response = api.execute(request(query, json!({}))).await.json;
         let parsed: Value = serde_json::from_str(&response).unwrap();
         assert_eq!(parsed["errors"][0]["extensions"]["code"], code, "{query}\n{response}");
-        assert!(!response.contains("hunter2") && !response.to_lowercase().contains("insert into"), "{query}\n{response}");
+        assert!(
+            !response.contains("hunter2") && !response.to_lowercase().contains("insert into"),
+            "{query}\n{response}"
+        );
     }
     // Too many rows are refused before they are changed.
     zoo.recorder.execute_unprepared("WITH RECURSIVE n(i) AS (VALUES (10) UNION ALL SELECT i + 1 FROM n WHERE i < 200) INSERT INTO keeper (id, email, name) SELECT i, i, 'x' FROM n").await.unwrap();

@@ -64,10 +64,11 @@ impl Author<'_> {
         }
         self.push("}");
         self.document.push_str(&self.fragments.join(" "));
-        let declared = ["$yes: Boolean!", "$no: Boolean", "$limit: Int! = 3", "$text: String"].into_iter().filter(|variable| {
-            let name = variable.split(':').next().unwrap_or_default();
-            self.document.contains(name)
-        });
+        let declared =
+            ["$yes: Boolean!", "$no: Boolean", "$limit: Int! = 3", "$text: String"].into_iter().filter(|variable| {
+                let name = variable.split(':').next().unwrap_or_default();
+                self.document.contains(name)
+            });
         let declared = declared.collect::<Vec<_>>().join(", ");
         if declared.is_empty() { self.document } else { format!("query ({declared}) {}", self.document) }
     }
@@ -165,7 +166,10 @@ impl Author<'_> {
         for column in entity.columns.iter().filter(|column| column.kind.is_numeric()) {
             if self.one_in(2) {
                 let name = camel(column.name);
-                let _ = write!(self.document, "min {{ {name} }} max {{ m: {name} }} sum {{ {name} }} avg {{ {name} __typename }} ");
+                let _ = write!(
+                    self.document,
+                    "min {{ {name} }} max {{ m: {name} }} sum {{ {name} }} avg {{ {name} __typename }} "
+                );
             }
         }
         self.push("}");
@@ -255,8 +259,13 @@ async fn a_plan_answers_as_the_resolvers_do() {
     for seed in 0..400 {
         // WHEN a document is answered both ways
         let random = ChaCha8Rng::seed_from_u64(seed);
-        let author =
-            Author { catalog: zoo.recorder.catalog(), random, document: String::new(), fragments: Vec::new(), aliases: 0 };
+        let author = Author {
+            catalog: zoo.recorder.catalog(),
+            random,
+            document: String::new(),
+            fragments: Vec::new(),
+            aliases: 0,
+        };
         let document = author.query();
         let planned = zoo.api.execute(request(&document, variables())).await.json;
         let resolved = zoo.api.execute_resolved(request(&document, variables())).await.json;
@@ -281,7 +290,12 @@ async fn a_plan_answers_as_the_resolvers_do() {
 #[tokio::test]
 async fn what_cannot_be_sent_is_null_with_an_error_at_its_path() {
     let zoo = Zoo::populated().await;
-    zoo.database.plain().await.execute_unprepared("UPDATE animal SET species = 'unicorn' WHERE name = 'sid'").await.unwrap();
+    zoo.database
+        .plain()
+        .await
+        .execute_unprepared("UPDATE animal SET species = 'unicorn' WHERE name = 'sid'")
+        .await
+        .unwrap();
     let bo = "{ keeper(orderBy: { id: ASC }) { nodes { name animal { nodes { name species } } } } }";
     let response = zoo.run(bo, json!({})).await;
     // `species`, `animal`, `nodes` and all around them may not be null.
@@ -301,7 +315,8 @@ async fn what_cannot_be_sent_is_null_with_an_error_at_its_path() {
             "sid": null,
         })
     );
-    let mut paths: Vec<_> = response["errors"].as_array().unwrap().iter().map(|error| error["path"].to_string()).collect();
+    let mut paths: Vec<_> =
+        response["errors"].as_array().unwrap().iter().map(|error| error["path"].to_string()).collect();
     paths.sort();
     assert_eq!(paths, [r#"["sid","species"]"#, r#"["visit","nodes",2,"animal","species"]"#]);
 }

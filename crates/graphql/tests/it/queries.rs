@@ -6,8 +6,14 @@ use std::sync::{
 };
 
 use serde_json::{Value, json};
-use sqlx::{ConnectOptions, sqlite::{SqliteConnectOptions, SqlitePoolOptions}};
-use tidewire_graphql::{Api, Options, TimeFormat, async_graphql::dynamic::{Field, FieldFuture, FieldValue, TypeRef}};
+use sqlx::{
+    ConnectOptions,
+    sqlite::{SqliteConnectOptions, SqlitePoolOptions},
+};
+use tidewire_graphql::{
+    Api, Options, TimeFormat,
+    async_graphql::dynamic::{Field, FieldFuture, FieldValue, TypeRef},
+};
 use tidewire_outbox::Recorder;
 use tidewire_testkit::zoo;
 use tracing_subscriber::layer::SubscriberExt;
@@ -56,7 +62,9 @@ async fn filters_choose_rows() {
         ("{ or: [] }", ""),
         ("{ and: [] }", "leo otto sid stray"),
     ] {
-        let data = zoo.data(&format!("{{ animal(filters: {filter}, orderBy: {{ name: ASC }}) {{ nodes {{ name }} }} }}")).await;
+        let data = zoo
+            .data(&format!("{{ animal(filters: {filter}, orderBy: {{ name: ASC }}) {{ nodes {{ name }} }} }}"))
+            .await;
         assert_eq!(names(&data["animal"]).join(" "), expected, "{filter}");
     }
 }
@@ -70,7 +78,8 @@ async fn having_asks_for_related_rows() {
         ("{ keeper: { name: { eq: \"ada\" } }, chip: { serial: { gt: 5 } } }", "otto"),
         ("{ visit: {} }", "leo otto sid stray"),
     ] {
-        let data = zoo.data(&format!("{{ animal(having: {having}, orderBy: {{ name: ASC }}) {{ nodes {{ name }} }} }}")).await;
+        let data =
+            zoo.data(&format!("{{ animal(having: {having}, orderBy: {{ name: ASC }}) {{ nodes {{ name }} }} }}")).await;
         assert_eq!(names(&data["animal"]).join(" "), expected, "{having}");
     }
 }
@@ -129,10 +138,16 @@ async fn pages_of_all_kinds_cover_all_rows_once() {
     let first = page("page: { page: 0, limit: 3 }").await;
     assert_eq!(names(&first), ["stray", "sid", "otto"]);
     assert_eq!(first["paginationInfo"], json!({ "current": 0, "offset": 0, "pages": 2, "total": 4 }));
-    assert_eq!((&first["pageInfo"]["hasNextPage"], &first["pageInfo"]["hasPreviousPage"]), (&json!(true), &json!(false)));
+    assert_eq!(
+        (&first["pageInfo"]["hasNextPage"], &first["pageInfo"]["hasPreviousPage"]),
+        (&json!(true), &json!(false))
+    );
     let second = page("page: { page: 1, limit: 3 }").await;
     assert_eq!(names(&second), ["leo"]);
-    assert_eq!((&second["pageInfo"]["hasNextPage"], &second["pageInfo"]["hasPreviousPage"]), (&json!(false), &json!(true)));
+    assert_eq!(
+        (&second["pageInfo"]["hasNextPage"], &second["pageInfo"]["hasPreviousPage"]),
+        (&json!(false), &json!(true))
+    );
     let beyond = page("page: { page: 9, limit: 3 }").await;
     assert_eq!(names(&beyond), [""; 0]);
     assert_eq!(beyond["pageInfo"]["startCursor"], json!(null));
@@ -188,7 +203,8 @@ async fn aggregates_follow_the_filters_and_not_the_page() {
     assert_eq!(data["animal"]["nodes"].as_array().unwrap().len(), 1);
     let nothing = json!({ "count": 0, "min": { "name": null }, "sum": { "weight": null }, "avg": { "weight": null } });
     assert_eq!(data["none"]["aggregate"], nothing);
-    let sums: Vec<_> = data["keeper"]["nodes"].as_array().unwrap().iter().map(|node| &node["animal"]["aggregate"]).collect();
+    let sums: Vec<_> =
+        data["keeper"]["nodes"].as_array().unwrap().iter().map(|node| &node["animal"]["aggregate"]).collect();
     assert_eq!(
         json!(sums),
         json!([
@@ -206,7 +222,10 @@ async fn times_are_written_as_asked() {
     let query = "{ animal(filters: { name: { eq: \"leo\" } }) { nodes { seenAt born visit(filters: { number: { eq: 2 } }) { nodes { at picture report } } } } }";
     let leo = zoo.data(query).await["animal"]["nodes"][0].take();
     assert_eq!(leo["seenAt"], "2026-11-21 10:00:00.500 UTC");
-    assert_eq!(leo["visit"]["nodes"][0], json!({ "at": "2026-11-20 10:00:00", "picture": "00abff", "report": "well \"fed\"\n" }));
+    assert_eq!(
+        leo["visit"]["nodes"][0],
+        json!({ "at": "2026-11-20 10:00:00", "picture": "00abff", "report": "well \"fed\"\n" })
+    );
     let mut options = Options::default();
     options.times = TimeFormat::Rfc3339;
     let api = Api::builder(zoo.recorder.clone()).options(options).finish().unwrap();
@@ -222,7 +241,10 @@ async fn large_integers_come_back_as_they_went() {
     let query = "query ($serial: Int!, $not: [Int!]) { chipByPk(serial: $serial) { serial } chip(filters: { serial: { eq: $serial, is_not_in: $not } }) { nodes { serial } } }";
     let serial = json!("9007199254740993");
     let response = zoo.run(query, json!({ "serial": serial, "not": ["1", 2] })).await;
-    assert_eq!(response["data"], json!({ "chipByPk": { "serial": serial }, "chip": { "nodes": [{ "serial": serial }] } }));
+    assert_eq!(
+        response["data"],
+        json!({ "chipByPk": { "serial": serial }, "chip": { "nodes": [{ "serial": serial }] } })
+    );
 }
 
 #[tokio::test]
@@ -233,7 +255,8 @@ async fn a_list_without_a_page_is_capped_where_the_options_say_so() {
     zoo.populate().await;
     let data = zoo.data("{ animal { nodes { name food { nodes { name } } } pageInfo { hasNextPage } } }").await;
     assert_eq!((names(&data["animal"]).len(), &data["animal"]["pageInfo"]["hasNextPage"]), (2, &json!(true)));
-    let error = zoo.error("{ animal(pagination: { page: { page: 0, limit: 3 } }) { nodes { name } } }", json!({})).await;
+    let error =
+        zoo.error("{ animal(pagination: { page: { page: 0, limit: 3 } }) { nodes { name } } }", json!({})).await;
     assert_eq!(error["extensions"]["code"], "BAD_USER_INPUT");
 }
 
@@ -251,7 +274,10 @@ async fn a_field_added_by_hand_stands_beside_the_generated_ones() {
     let both = request("{ headcount food(orderBy: { id: ASC }) { nodes { name } } }", json!({}));
     assert!(!api.is_planned(both.clone()));
     let answer = api.execute(both).await.json;
-    assert_eq!(answer, r#"{"data":{"headcount":3,"food":{"nodes":[{"name":"meat"},{"name":"fish"},{"name":"leaves"}]}}}"#);
+    assert_eq!(
+        answer,
+        r#"{"data":{"headcount":3,"food":{"nodes":[{"name":"meat"},{"name":"fish"},{"name":"leaves"}]}}}"#
+    );
 }
 
 /// No N+1: however many rows there are, a level costs one statement, and a plan as a whole costs one.

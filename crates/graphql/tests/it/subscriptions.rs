@@ -71,7 +71,8 @@ async fn changes_come_with_what_they_mean_to_the_subscriber() {
     run(&zoo.recorder, "INSERT INTO food (name) VALUES ('more')").await;
     run(&zoo.recorder, "DELETE FROM food WHERE name = 'mud' OR name = 'meat'").await;
     let gone = deletes.changes().await;
-    let gone: Vec<_> = gone.as_array().unwrap().iter().map(|change| (&change["event"], &change["previous"]["name"])).collect();
+    let gone: Vec<_> =
+        gone.as_array().unwrap().iter().map(|change| (&change["event"], &change["previous"]["name"])).collect();
     assert_eq!(json!(gone), json!([["LEAVE", "meat"], ["LEAVE", "mud"]]));
 }
 
@@ -102,7 +103,10 @@ async fn a_snapshot_comes_first_where_it_is_asked_for() {
     let mut events = zoo.subscribe(FOODS, json!({ "snapshot": true })).await;
 
     let first = events.next().await;
-    assert_eq!((&first["cursor"], &first["upToDate"], first["changes"].as_array().unwrap().len()), (&Value::Null, &json!(false), 2));
+    assert_eq!(
+        (&first["cursor"], &first["upToDate"], first["changes"].as_array().unwrap().len()),
+        (&Value::Null, &json!(false), 2)
+    );
     assert_eq!(
         first["changes"][0],
         json!({ "event": "ENTER", "operation": null, "key": { "id": 1 }, "node": { "name": "meat" }, "previous": null, "changedFields": ["id", "name"] })
@@ -171,7 +175,12 @@ async fn changes_of_all_entities_come_as_json() {
     assert_eq!((&first[0]["previous"]["name"], &first[0]["actor"]), (&json!("ada"), &json!("service:app")));
     assert!(first[0]["at"].as_str().unwrap().ends_with("UTC"), "{first}");
     let second = some.changes().await;
-    let told: Vec<_> = second.as_array().unwrap().iter().map(|change| (&change["entity"], &change["operation"], &change["key"])).collect();
+    let told: Vec<_> = second
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|change| (&change["entity"], &change["operation"], &change["key"]))
+        .collect();
     assert_eq!(
         json!(told),
         json!([["diet", "DELETE", { "animalId": "03030303-0303-0303-0303-030303030303", "foodId": 3 }], ["food", "DELETE", { "id": 3 }]])
@@ -190,7 +199,8 @@ async fn a_live_query_gives_its_result_whenever_that_changes() {
     let mut events = zoo.subscribe(query, json!({})).await;
     let names = |result: &Value| {
         let names = result["nodes"].as_array().unwrap().iter().map(|node| {
-            let animals: Vec<_> = node["animal"]["nodes"].as_array().unwrap().iter().map(|node| node["name"].as_str().unwrap()).collect();
+            let animals: Vec<_> =
+                node["animal"]["nodes"].as_array().unwrap().iter().map(|node| node["name"].as_str().unwrap()).collect();
             format!("{}:{}", node["name"].as_str().unwrap(), animals.join("+"))
         });
         format!("{} of {}", names.collect::<Vec<_>>().join(" "), result["paginationInfo"]["total"])
@@ -243,8 +253,12 @@ async fn a_quiet_subscription_is_told_the_newest_cursor() {
 #[tokio::test]
 async fn other_operations_are_answered_once() {
     let zoo = Zoo::populated().await;
-    for (query, executed) in [("{ food { nodes { name } } }", true), ("{ fod { nodes { name } } }", false), ("subscription { nope }", false)] {
-        let Subscribed::Single(response) = zoo.api.subscribe(request(query, json!({}))).await else { panic!("{query}") };
+    for (query, executed) in
+        [("{ food { nodes { name } } }", true), ("{ fod { nodes { name } } }", false), ("subscription { nope }", false)]
+    {
+        let Subscribed::Single(response) = zoo.api.subscribe(request(query, json!({}))).await else {
+            panic!("{query}")
+        };
         assert_eq!(response.executed, executed, "{}", response.json);
     }
     let refused = zoo.error("subscription { food { nodes { name } } }", json!({})).await;

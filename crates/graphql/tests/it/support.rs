@@ -66,7 +66,8 @@ impl Zoo {
             seen_at: Set(Some(format!("2026-11-2{n}T10:00:00.5Z").parse().unwrap())),
         });
         animal::Entity::insert_many(animals).exec(db).await.unwrap();
-        let foods = ["meat", "fish", "leaves"].map(|name| food::ActiveModel { name: Set(name.into()), ..Default::default() });
+        let foods =
+            ["meat", "fish", "leaves"].map(|name| food::ActiveModel { name: Set(name.into()), ..Default::default() });
         food::Entity::insert_many(foods).exec(db).await.unwrap();
         let diets = [(1, 1, 5_000), (2, 2, 900), (3, 3, 300), (1, 2, 10)];
         let diets = diets.map(|(animal, food, grams)| diet::ActiveModel {

@@ -171,13 +171,21 @@ fn push_all(out: &mut String, template: &str, expression: &str) {
 /// 3.51: none of four thousand at each exponent in between). So what is far out is first brought nearer by a power of two, which is exact,
 /// and the power is written behind it as `p`: `1.5p-900` is 1.5 × 2^-900.
 fn packed_double(expression: &str, out: &mut String) {
-    push_all(out, "CASE WHEN typeof(@) <> 'real' THEN @ WHEN @ = 0 OR abs(@) BETWEEN 1e-38 AND 1e38 THEN format('%!.17g', @)", expression);
+    push_all(
+        out,
+        "CASE WHEN typeof(@) <> 'real' THEN @ WHEN @ = 0 OR abs(@) BETWEEN 1e-38 AND 1e38 THEN format('%!.17g', @)",
+        expression,
+    );
     // Up to which size, multiplied or divided by which power.
     for (below, times, power) in [("1e-180", '*', 900), ("1", '*', 400), ("1e192", '/', 300), ("9e999", '/', 650)] {
         let step = format!("{times}(1 << 50)");
         let factor = step.repeat(power / 50);
         let sign = if times == '*' { "-" } else { "" };
-        push_all(out, &format!(" WHEN abs(@) < {below} THEN format('%!.17g', @{factor}) || 'p{sign}{power}'"), expression);
+        push_all(
+            out,
+            &format!(" WHEN abs(@) < {below} THEN format('%!.17g', @{factor}) || 'p{sign}{power}'"),
+            expression,
+        );
     }
     push_all(out, " ELSE format('%!.17g', @) END", expression);
 }

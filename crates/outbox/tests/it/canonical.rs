@@ -36,8 +36,10 @@ fn every_value_survives_the_way_through_the_outbox() {
             // THEN the images are the rows as SeaORM reads them, as models and as canonical cells
             let transactions = zoo.transactions(before).await;
             let changes: Vec<_> = transactions.iter().flat_map(|transaction| &transaction.changes).collect();
-            let images: Vec<&Image> = changes.iter().flat_map(|change| [&change.before, &change.after]).flatten().collect();
-            let expected = if inserted == updated { vec![&inserted; 2] } else { vec![&inserted, &inserted, &updated, &updated] };
+            let images: Vec<&Image> =
+                changes.iter().flat_map(|change| [&change.before, &change.after]).flatten().collect();
+            let expected =
+                if inserted == updated { vec![&inserted; 2] } else { vec![&inserted, &inserted, &updated, &updated] };
             prop_assert_eq!(images.len(), expected.len());
             for (image, model) in images.into_iter().zip(expected) {
                 for ((column, cell), expected) in meta.columns.iter().zip(image.cells()).zip(cells_of(model)) {

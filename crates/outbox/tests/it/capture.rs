@@ -473,7 +473,8 @@ async fn context_is_recorded_with_each_change() {
         .flat_map(|transaction| transaction.changes.clone())
         .map(|change| {
             assert!((chrono::Utc::now() - change.at).num_seconds().abs() < 60, "{}", change.at);
-            [change.actor, change.origin, change.mutation_id].map(|text| text.map_or("-".into(), |text| text.to_string()))
+            [change.actor, change.origin, change.mutation_id]
+                .map(|text| text.map_or("-".into(), |text| text.to_string()))
         })
         .collect();
     let said: Vec<_> = said.iter().map(|parts| parts.join(" ")).collect();

@@ -33,8 +33,7 @@ mod keyless {
 
 #[tokio::test]
 async fn entities_that_cannot_be_synced_are_named_all_at_once() {
-    let registry =
-        Registry::new().entity::<food::Entity>().entity::<food::Entity>().entity::<keyless::Entity>();
+    let registry = Registry::new().entity::<food::Entity>().entity::<food::Entity>().entity::<keyless::Entity>();
     let error = registry.catalog().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Registry);
     let text = error.to_string();

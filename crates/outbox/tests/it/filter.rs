@@ -25,7 +25,8 @@ enum Sketch {
 const POOL: usize = 16;
 
 fn sketch() -> impl Strategy<Value = Sketch> {
-    let wildcards = vec(select(vec!["%", "_", "a", "A", "ü", "\\", "\"", "0", ""]), 0..4).prop_map(|parts| parts.concat());
+    let wildcards =
+        vec(select(vec!["%", "_", "a", "A", "ü", "\\", "\"", "0", ""]), 0..4).prop_map(|parts| parts.concat());
     let leaf = (0..64_usize, any::<u8>(), [0..POOL, 0..POOL, 0..POOL], wildcards)
         .prop_map(|(column, operator, values, pattern)| Sketch::Leaf { column, operator, values, pattern });
     leaf.prop_recursive(4, 12, 3, |inner| {
@@ -43,10 +44,13 @@ impl Sketch {
             Self::All(parts) => return Filter::All(parts.iter().map(|part| part.filter(meta, pool)).collect()),
             Self::Any(parts) => return Filter::Any(parts.iter().map(|part| part.filter(meta, pool)).collect()),
             Self::Not(inner) => return Filter::Not(Box::new(inner.filter(meta, pool))),
-            Self::Leaf { column, operator, values, pattern } => (column % meta.columns.len(), operator, values, pattern),
+            Self::Leaf { column, operator, values, pattern } => {
+                (column % meta.columns.len(), operator, values, pattern)
+            }
         };
         let of = &meta.columns[column];
-        let value = |place: usize| -> Value { cell::read_value(of, pool[values[place] % pool.len()].cell(column)).unwrap() };
+        let value =
+            |place: usize| -> Value { cell::read_value(of, pool[values[place] % pool.len()].cell(column)).unwrap() };
         let compare = |comparison| Filter::Compare(column, comparison, value(0));
         let text = matches!(of.kind, Kind::Text);
         let ordered = of.kind != Kind::Json;

@@ -169,7 +169,8 @@ async fn a_cursor_resumes_in_another_process_and_from_the_table() {
     let other = Recorder::connect_with(zoo.database.url(), zoo::registry(), options).await.unwrap();
 
     // WHEN it is used there, and both write
-    let mut events = other.log().follow(Shape::of::<food::Entity>(), cursor.to_string().parse::<Cursor>().unwrap()).await.unwrap();
+    let mut events =
+        other.log().follow(Shape::of::<food::Entity>(), cursor.to_string().parse::<Cursor>().unwrap()).await.unwrap();
     let mut told = names(&mut events).await;
     add_food(&other, "e").await;
     add_food(&zoo.recorder, "f").await;
@@ -235,7 +236,11 @@ async fn a_cursor_of_another_history_is_answered_by_a_resync() {
     let zoo = Zoo::new().await;
     add_food(&zoo.recorder, "a").await;
     let shared = zoo.recorder.log().position().await.unwrap();
-    run(zoo.recorder.unrecorded(), &format!("VACUUM INTO '{}'", zoo.database.path().with_extension("backup").display())).await;
+    run(
+        zoo.recorder.unrecorded(),
+        &format!("VACUUM INTO '{}'", zoo.database.path().with_extension("backup").display()),
+    )
+    .await;
     add_food(&zoo.recorder, "b").await;
     let seen = zoo.recorder.log().position().await.unwrap();
 

@@ -57,10 +57,9 @@ impl Zoo {
         .await
         .unwrap();
         chip::Entity::insert(chip::ActiveModel { serial: Set(1 << 60), animal_id: Set(id(1)) }).exec(db).await.unwrap();
-        food::Entity::insert_many(["meat", "fish"].map(|name| food::ActiveModel {
-            name: Set(name.into()),
-            ..Default::default()
-        }))
+        food::Entity::insert_many(
+            ["meat", "fish"].map(|name| food::ActiveModel { name: Set(name.into()), ..Default::default() }),
+        )
         .exec(db)
         .await
         .unwrap();

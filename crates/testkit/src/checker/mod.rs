@@ -137,7 +137,10 @@ async fn follow(
         let deadline = Instant::now() + Duration::from_millis(random.random_range(10..1_500));
         for number in 0..events {
             let event = subscriber.next().await;
-            assert!(event.sequence.is_none_or(|sequence| sequence == number), "event {number} has another number: {event:?}");
+            assert!(
+                event.sequence.is_none_or(|sequence| sequence == number),
+                "event {number} has another number: {event:?}"
+            );
             cursor = event.cursor.clone().or(cursor);
             if view.take(event) {
                 return (view, subscriber);
@@ -196,7 +199,10 @@ fn assert_whole(event: &Delivered) {
         assert!(event.changes.iter().all(|told| told.mutation_id.is_none()), "two transactions in one: {event:?}");
         return;
     };
-    assert!(event.changes.iter().all(|told| told.mutation_id.as_ref() == Some(id)), "two transactions in one: {event:?}");
+    assert!(
+        event.changes.iter().all(|told| told.mutation_id.as_ref() == Some(id)),
+        "two transactions in one: {event:?}"
+    );
     let ledger = event.changes.iter().find(|told| told.entity == "ledger");
     let row = ledger.and_then(|told| told.after.as_ref());
     let said = row.and_then(|row| row["changes"].as_u64());

@@ -141,9 +141,8 @@ fn date() -> impl Strategy<Value = NaiveDate> {
 
 fn time() -> impl Strategy<Value = NaiveTime> {
     let fraction = prop_oneof![Just(0_u32), (0..1_000_u32).prop_map(|ms| ms * 1_000_000), 0..1_000_000_000_u32];
-    (0..86_400_u32, fraction).prop_map(|(seconds, nanos)| {
-        NaiveTime::from_num_seconds_from_midnight_opt(seconds, nanos).unwrap()
-    })
+    (0..86_400_u32, fraction)
+        .prop_map(|(seconds, nanos)| NaiveTime::from_num_seconds_from_midnight_opt(seconds, nanos).unwrap())
 }
 
 fn date_time() -> impl Strategy<Value = NaiveDateTime> {
