@@ -2,6 +2,7 @@
 
 pub mod config;
 mod doctor;
+mod graphiql;
 mod migrate;
 mod seed;
 mod serve;

@@ -45,7 +45,10 @@ pub async fn start(config: &Config, demo: bool) -> Result<App> {
     })?;
     let address = listener.local_addr()?;
     let retention = tokio::spawn(retain(recorder, config.retention.clone()));
-    let server = Server::new(api, config.server()?);
+    let mut server = Server::new(api, config.server()?);
+    if config.server.page {
+        server = server.merge(crate::graphiql::routes(&config.server.path));
+    }
     Ok(App { server, listener, address, path: config.server.path.clone(), page: config.server.page, retention })
 }
 

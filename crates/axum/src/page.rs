@@ -12,15 +12,20 @@ use crate::server::State;
 const PAGE: &str = include_str!("../assets/index.html");
 const SCRIPT: &str = include_str!("../assets/page.js");
 const STYLE: &str = include_str!("../assets/page.css");
+const ICON: &str = include_str!("../assets/icon.svg");
 
-pub(crate) fn routes() -> Router<State> {
+/// The page asks GraphQL at a path relative to its own, so that both may be nested in an application together.
+pub(crate) fn routes(graphql: &str) -> Router<State> {
+    let relative = graphql.trim_start_matches('/').replace('"', "&quot;");
+    let page = PAGE.replacen("content=\"graphql\"", &format!("content=\"{relative}\""), 1);
     Router::new()
-        .route("/", get(|| async { asset("text/html; charset=utf-8", PAGE) }))
+        .route("/", get(|| async { asset("text/html; charset=utf-8", page) }))
         .route("/page.js", get(|| async { asset("text/javascript; charset=utf-8", SCRIPT) }))
         .route("/page.css", get(|| async { asset("text/css; charset=utf-8", STYLE) }))
+        .route("/icon.svg", get(|| async { asset("image/svg+xml", ICON) }))
 }
 
-fn asset(content_type: &'static str, text: &'static str) -> Response {
+fn asset(content_type: &'static str, text: impl IntoResponse) -> Response {
     let headers = [
         (CONTENT_TYPE, content_type),
         (CACHE_CONTROL, "no-cache"),

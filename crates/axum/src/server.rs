@@ -91,7 +91,10 @@ impl Shared {
 /// # }
 /// ```
 #[derive(Debug)]
-pub struct Server(State);
+pub struct Server {
+    state: State,
+    more: Router,
+}
 
 impl Server {
     /// A server for an API.
@@ -103,21 +106,31 @@ impl Server {
             stopping: CancellationToken::new(),
             connections: TaskTracker::new(),
         };
-        Self(State(Arc::new(shared)))
+        Self { state: State(Arc::new(shared)), more: Router::new() }
+    }
+
+    /// Serves other routes too.
+    #[must_use]
+    pub fn merge(mut self, routes: Router) -> Self {
+        self.more = self.more.merge(routes);
+        self
     }
 
     /// The routes, to be merged into an application of your own. [`stop`](Self::stop) then belongs into that application's shutdown.
     pub fn router(&self) -> Router {
-        let State(shared) = &self.0;
+        let State(shared) = &self.state;
         let mut router = Router::new()
             .route(&shared.options.path, get(http::get).post(http::post).options(http::options))
             .route("/healthz", get(metrics::alive))
             .route("/readyz", get(metrics::ready))
             .route("/metrics", get(metrics::metrics));
         if shared.options.page {
-            router = router.merge(page::routes());
+            router = router.merge(page::routes(&shared.options.path));
         }
-        router.layer(DefaultBodyLimit::max(shared.options.max_body_bytes)).with_state(self.0.clone())
+        router
+            .layer(DefaultBodyLimit::max(shared.options.max_body_bytes))
+            .with_state(self.state.clone())
+            .merge(self.more.clone())
     }
 
     /// Serves until `stop` resolves, then ends in order: takes no new connections, finishes the requests it has accepted, and closes
@@ -126,13 +139,14 @@ impl Server {
     /// # Errors
     /// As `axum::serve`.
     pub async fn serve(self, listener: TcpListener, stop: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
-        let stopping = self.0.0.stopping.clone();
+        let State(shared) = &self.state;
+        let stopping = shared.stopping.clone();
         let ending = stopping.clone();
         tokio::spawn(async move {
             stop.await;
             stopping.cancel();
         });
-        let timeout = self.0.0.options.shutdown_timeout;
+        let timeout = shared.options.shutdown_timeout;
         let serving = axum::serve(listener, self.router()).with_graceful_shutdown(ending.clone().cancelled_owned());
         tokio::select! {
             result = serving => result?,
@@ -146,7 +160,7 @@ impl Server {
 
     /// Closes WebSockets and event streams, waits for them to end, and closes the recorder.
     pub async fn stop(&self) {
-        let State(shared) = &self.0;
+        let State(shared) = &self.state;
         shared.stopping.cancel();
         shared.connections.close();
         if tokio::time::timeout(shared.options.shutdown_timeout, shared.connections.wait()).await.is_err() {
