@@ -86,6 +86,16 @@ pub fn write_bytes(value: &[u8], out: &mut String) {
     out.push('"');
 }
 
+/// Appends a date.
+pub fn write_date(value: NaiveDate, out: &mut String) {
+    let _ = write!(out, "\"{}\"", value.format("%F"));
+}
+
+/// Appends a time of day.
+pub fn write_time(value: NaiveTime, out: &mut String) {
+    let _ = write!(out, "\"{}\"", value.format("%T%.f"));
+}
+
 /// Appends a date and time without a zone.
 pub fn write_date_time(value: NaiveDateTime, out: &mut String) {
     let _ = write!(out, "\"{}\"", value.format("%FT%T%.f"));
@@ -133,12 +143,8 @@ pub fn write_value(value: &Value, out: &mut String) -> bool {
         Value::Bytes(v) => write!(v, |v: &Vec<u8>, out: &mut _| write_bytes(v, out)),
         Value::Json(v) => write!(v, |v: &serde_json::Value, out: &mut String| out.push_str(&v.to_string())),
         Value::Uuid(v) => write!(v, |v: &Uuid, out: &mut String| write_text(&v.hyphenated().to_string(), out)),
-        Value::ChronoDate(v) => {
-            write!(v, |v: &NaiveDate, out: &mut String| write_text(&v.format("%F").to_string(), out))
-        }
-        Value::ChronoTime(v) => {
-            write!(v, |v: &NaiveTime, out: &mut String| write_text(&v.format("%T%.f").to_string(), out))
-        }
+        Value::ChronoDate(v) => write!(*v, write_date),
+        Value::ChronoTime(v) => write!(*v, write_time),
         Value::ChronoDateTime(v) => write!(*v, write_date_time),
         Value::ChronoDateTimeUtc(v) => write!(*v, write_timestamp),
         Value::ChronoDateTimeLocal(v) => write!(v, |v: &DateTime<Local>, out: &mut _| write_timestamp(v.to_utc(), out)),

@@ -1,5 +1,7 @@
 //! The server, asked over HTTP, WebSocket and server-sent events.
 
+#![allow(clippy::unwrap_used, unreachable_pub, reason = "a test may panic, and has no public surface")]
+
 mod events;
 mod http;
 mod support;

@@ -188,7 +188,7 @@ impl Encoder<'_> {
                 PageInfoField::EndCursor => cursor(parts.rows.last(), out)?,
                 PageInfoField::HasNextPage => boolean(has_more, out),
                 PageInfoField::HasPreviousPage => {
-                    boolean(prepared.pagination.has_previous() || matches!(parts.previous, "1" | "true"), out)
+                    boolean(prepared.pagination.has_previous() || matches!(parts.previous, "1" | "true"), out);
                 }
             }
             Ok(())

@@ -1,5 +1,7 @@
 //! The API against a real database.
 
+#![allow(clippy::unwrap_used, unreachable_pub, reason = "a test may panic, and has no public surface")]
+
 mod limits;
 mod mutations;
 mod plans;
