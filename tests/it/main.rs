@@ -2,4 +2,10 @@
 
 #![allow(clippy::unwrap_used, unreachable_pub, reason = "a test may panic, and has no public surface")]
 
+mod binary;
 mod checker;
+mod cli;
+mod clients;
+mod contract;
+mod faults;
+mod locks;

@@ -24,4 +24,9 @@ subscription {
 }
 `;
 
-createRoot(document.getElementById("root")).render(<GraphiQL fetcher={fetcher} defaultQuery={defaultQuery} />);
+// A link can bring a document: `graphiql/?query=…`.
+const initialQuery = new URLSearchParams(location.search).get("query") ?? undefined;
+
+createRoot(document.getElementById("root")).render(
+  <GraphiQL fetcher={fetcher} defaultQuery={defaultQuery} initialQuery={initialQuery} />,
+);

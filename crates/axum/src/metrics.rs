@@ -100,6 +100,13 @@ impl Collector for Snapshot {
         gauge("tail_healthy", "Whether the last look at the outbox succeeded", u64::from(self.tail.healthy))?;
         gauge("ring_transactions", "Transactions kept in memory", self.tail.ring_transactions)?;
         gauge("ring_bytes", "Bytes of transactions kept in memory", self.tail.ring_bytes)?;
+        gauge("followers", "Readers that follow the log", self.tail.followers)?;
+        gauge(
+            "followers_behind",
+            "Readers that read the outbox, since their place is not in memory",
+            self.tail.followers_behind,
+        )?;
+        gauge("queue_depth", "Transactions in memory that the slowest reader has yet to take", self.tail.queue_depth)?;
         gauge("subscriptions", "Subscriptions that are open", self.subscriptions.open)?;
         gauge("subscription_groups", "Groups of like subscriptions", self.subscriptions.groups)?;
         gauge("websockets", "WebSockets that are open", load(&stats.websockets))?;

@@ -28,6 +28,8 @@ pub enum Code {
     MutationIdReused,
     /// The database is locked. Trying again may succeed.
     Busy,
+    /// The database takes no writes: its disk is full, or it is read-only. Reading goes on.
+    Unwritable,
     /// A field that was added by hand failed, and gave no code of its own.
     ExecutionFailed,
     /// The server failed. Trying again may succeed.
@@ -49,6 +51,7 @@ impl Code {
             Self::Rejected => "REJECTED",
             Self::MutationIdReused => "MUTATION_ID_REUSED",
             Self::Busy => "BUSY",
+            Self::Unwritable => "UNWRITABLE",
             Self::ExecutionFailed => "EXECUTION_FAILED",
             Self::Internal => "INTERNAL",
         }
@@ -89,6 +92,10 @@ impl From<OutboxError> for ApiError {
     fn from(error: OutboxError) -> Self {
         match error.kind() {
             ErrorKind::Busy => Self::new(Code::Busy, "the database is busy; try again"),
+            ErrorKind::Unwritable => {
+                tracing::error!(%error, "a write failed; is the disk full?");
+                Self::new(Code::Unwritable, "the database takes no writes now; nothing was written")
+            }
             ErrorKind::Filter | ErrorKind::Cursor => Self::bad_input(error.to_string()),
             kind => {
                 tracing::error!(?kind, %error, "a request failed");

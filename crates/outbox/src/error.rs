@@ -22,6 +22,8 @@ pub enum ErrorKind {
     Corrupt,
     /// Another connection holds a lock that we need. Trying again may succeed.
     Busy,
+    /// The database cannot be written: its disk is full, or its file or server is read-only. Reading goes on.
+    Unwritable,
     /// The database failed, or could not be reached. Trying again may succeed.
     Database,
 }
@@ -55,7 +57,7 @@ impl Error {
 
     /// Whether the same call may succeed later without a change of code, data or configuration.
     pub fn is_transient(&self) -> bool {
-        matches!(self.kind, ErrorKind::Busy | ErrorKind::Database)
+        matches!(self.kind, ErrorKind::Busy | ErrorKind::Unwritable | ErrorKind::Database)
     }
 }
 
@@ -96,23 +98,28 @@ impl From<Error> for DbErr {
 
 impl From<DbErr> for Error {
     fn from(error: DbErr) -> Self {
-        let kind = if is_busy(&error) { ErrorKind::Busy } else { ErrorKind::Database };
-        let message = match kind {
-            ErrorKind::Busy => "the database is locked by another connection",
-            _ => "the database failed",
+        let (kind, message) = match sqlite_code(&error) {
+            // The low byte of an extended code is the primary one. SQLITE_BUSY and SQLITE_LOCKED:
+            Some(code) if matches!(code & 0xff, 5 | 6) => {
+                (ErrorKind::Busy, "the database is locked by another connection")
+            }
+            // SQLITE_READONLY and SQLITE_FULL; and of SQLITE_IOERR those of writing: WRITE, FSYNC, DIR_FSYNC, TRUNCATE, SHMSIZE.
+            Some(code) if matches!(code & 0xff, 8 | 13) || matches!(code, 778 | 1034 | 1290 | 1546 | 4874) => {
+                (ErrorKind::Unwritable, "the database cannot be written")
+            }
+            _ if matches!(error, DbErr::ConnectionAcquire(_)) => (ErrorKind::Busy, "no connection became free in time"),
+            _ => (ErrorKind::Database, "the database failed"),
         };
         Self::new(kind, message).with_source(error)
     }
 }
 
-fn is_busy(error: &DbErr) -> bool {
-    if let DbErr::Conn(RuntimeErr::SqlxError(error))
+fn sqlite_code(error: &DbErr) -> Option<u32> {
+    let (DbErr::Conn(RuntimeErr::SqlxError(error))
     | DbErr::Exec(RuntimeErr::SqlxError(error))
-    | DbErr::Query(RuntimeErr::SqlxError(error)) = error
-        && let sqlx::Error::Database(error) = error.as_ref()
-    {
-        // SQLITE_BUSY and SQLITE_LOCKED; the low byte of an extended code is the primary one.
-        return error.code().and_then(|code| code.parse::<u32>().ok()).is_some_and(|code| matches!(code & 0xff, 5 | 6));
-    }
-    matches!(error, DbErr::ConnectionAcquire(_))
+    | DbErr::Query(RuntimeErr::SqlxError(error))) = error
+    else {
+        return None;
+    };
+    error.as_database_error()?.code()?.parse().ok()
 }

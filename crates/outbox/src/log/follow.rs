@@ -5,7 +5,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::{Log, Ring, Shared};
+use super::{Log, Ring, Shared, places::Place};
 use crate::{
     change::Transaction,
     cursor::Cursor,
@@ -23,14 +23,17 @@ pub struct Follower {
     news: watch::Receiver<u64>,
     cursor: Cursor,
     /// The place in the ring of the next transaction, while the reader is in the ring.
-    place: Option<u64>,
+    place: Place,
     /// Whether the reader knows that it has seen everything.
     up_to_date: bool,
 }
 
 impl fmt::Debug for Follower {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Follower").field("cursor", &self.cursor).field("place", &self.place).finish_non_exhaustive()
+        f.debug_struct("Follower")
+            .field("cursor", &self.cursor)
+            .field("place", &self.place.get())
+            .finish_non_exhaustive()
     }
 }
 
@@ -55,7 +58,8 @@ pub enum Step {
 impl Follower {
     pub(super) fn new(log: Log, shared: Arc<Shared>, cursor: Cursor) -> Self {
         let news = shared.next_place.subscribe();
-        Self { log, shared, news, cursor, place: None, up_to_date: false }
+        let place = shared.places.add();
+        Self { log, shared, news, cursor, place, up_to_date: false }
     }
 
     /// Where the reader stands: the transactions that it has been given.
@@ -66,14 +70,14 @@ impl Follower {
     /// The reader has started over from a snapshot: it goes on from that snapshot's cursor.
     pub fn restart(&mut self, at: Cursor) {
         self.cursor = at;
-        self.place = None;
+        self.place.set(None);
         self.up_to_date = false;
     }
 
     /// How many transactions in the ring the reader has not been given yet; `None` while it reads from the outbox.
     pub fn behind(&self) -> Option<u64> {
         let ring = self.shared.ring.read().unwrap_or_else(PoisonError::into_inner);
-        Some(ring.next_place().saturating_sub(self.place?))
+        Some(ring.next_place().saturating_sub(self.place.get()?))
     }
 
     /// Waits for what comes next. The first answer comes at once, if only to say that the reader is up to date.
@@ -123,26 +127,29 @@ impl Follower {
 
     fn look_for_place(&mut self) -> Look {
         let ring = self.shared.ring.read().unwrap_or_else(PoisonError::into_inner);
-        self.place = self.find_place(&ring);
-        if self.place.is_some() { Look::Nothing } else { Look::Behind }
+        self.place.set(self.find_place(&ring));
+        if self.place.get().is_some() { Look::Nothing } else { Look::Behind }
     }
 
     fn look(&mut self) -> Look {
         let ring = self.shared.ring.read().unwrap_or_else(PoisonError::into_inner);
-        let Some((place, transactions)) =
-            self.place.or_else(|| self.find_place(&ring)).and_then(|place| Some((place, ring.from(place, TAKE)?)))
+        let Some((place, transactions)) = self
+            .place
+            .get()
+            .or_else(|| self.find_place(&ring))
+            .and_then(|place| Some((place, ring.from(place, TAKE)?)))
         else {
-            self.place = None;
+            self.place.set(None);
             self.up_to_date = false;
             return Look::Behind;
         };
         let next = place + transactions.len() as u64;
         let up_to_date = next == ring.next_place();
         if transactions.is_empty() && self.up_to_date {
-            self.place = Some(place);
+            self.place.set(Some(place));
             return Look::Nothing;
         }
-        self.place = Some(next);
+        self.place.set(Some(next));
         self.up_to_date = up_to_date;
         self.cursor = match transactions.last() {
             // At the end of the ring the reader has also seen the numbers that no transaction got.

@@ -5,6 +5,7 @@
 //! outbox until they are back in the ring, and one whose place has been removed by retention is told to start over.
 
 mod follow;
+mod places;
 mod ring;
 mod shape;
 mod snapshot;
@@ -27,7 +28,7 @@ pub use self::{
     shape::{Batch, Event, EventKind, Events, Shape, Start, classify},
     snapshot::Snapshot,
 };
-use self::{ring::Ring, snapshot::Snapshots, tail::Tail};
+use self::{places::Places, ring::Ring, snapshot::Snapshots, tail::Tail};
 use crate::{
     cursor::Cursor,
     database::{Database, Pruned, Read, Stats},
@@ -96,6 +97,7 @@ struct Shared {
     stopped: AtomicBool,
     transactions: AtomicU64,
     changes: AtomicU64,
+    places: Places,
 }
 
 /// What the tail of this process has done and holds.
@@ -119,6 +121,12 @@ pub struct TailStats {
     pub healthy: bool,
     /// How often the outbox was read for followers whose place was not in the ring.
     pub outbox_reads: u64,
+    /// Who follows.
+    pub followers: u64,
+    /// Those of them whose place is not in the ring: they read the outbox.
+    pub followers_behind: u64,
+    /// How many transactions in the ring the slowest of the others has yet to take: the depth of the longest queue.
+    pub queue_depth: u64,
 }
 
 impl Log {
@@ -198,7 +206,10 @@ impl Log {
     /// What the tail of this process has done; all zero while nobody follows.
     pub fn tail_stats(&self) -> TailStats {
         let Some(shared) = self.inner.shared.get() else { return TailStats { healthy: true, ..TailStats::default() } };
+        let places = shared.places.all();
         let ring = shared.ring.read().unwrap_or_else(PoisonError::into_inner);
+        let behind = places.iter().filter(|place| place.is_none()).count();
+        let slowest = places.iter().flatten().min().copied().unwrap_or(ring.next_place());
         TailStats {
             running: true,
             newest_seq: Some(ring.end().position().1),
@@ -209,6 +220,9 @@ impl Log {
             ring_bytes: ring.bytes() as u64,
             healthy: shared.healthy.load(Ordering::Relaxed),
             outbox_reads: self.inner.chunks.reads.load(Ordering::Relaxed),
+            followers: places.len() as u64,
+            followers_behind: behind as u64,
+            queue_depth: ring.next_place().saturating_sub(slowest),
         }
     }
 
@@ -238,6 +252,7 @@ impl Log {
                     stopped: AtomicBool::new(false),
                     transactions: AtomicU64::new(0),
                     changes: AtomicU64::new(0),
+                    places: Places::default(),
                 });
                 let tail = Tail::start(Arc::clone(&self.inner.database), Arc::clone(&shared), options.clone(), at);
                 *self.inner.tail.lock().unwrap_or_else(PoisonError::into_inner) = Some(tail);

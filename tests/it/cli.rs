@@ -1,0 +1,160 @@
+//! The commands, as scripts call them.
+
+use serde_json::{Value, json};
+use tidewire_testkit::soon;
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader, Lines};
+
+use crate::binary::{Running, Workplace};
+
+#[tokio::test]
+async fn migrations_go_up_and_down_and_say_where_they_are() {
+    let place = Workplace::new();
+    let status = place.succeed(&["migrate", "status"]).await;
+    assert!(status.contains("pending") && !status.contains("has run"), "{status}");
+    place.succeed(&["migrate", "up"]).await;
+    let status = place.succeed(&["migrate", "status"]).await;
+    assert!(status.contains("has run") && !status.contains("pending"), "{status}");
+    assert!(place.succeed(&["migrate", "up"]).await.starts_with("0 "));
+
+    // All the way down, and up again.
+    for _ in status.lines() {
+        place.succeed(&["migrate", "down"]).await;
+    }
+    let status = place.succeed(&["migrate", "status"]).await;
+    assert!(!status.contains("has run"), "{status}");
+    place.seed(10).await;
+}
+
+#[tokio::test]
+async fn seeding_gives_the_same_rows_each_time_and_only_to_an_empty_database() {
+    let (one, other) = (Workplace::new(), Workplace::new());
+    one.seed(50).await;
+    other.seed(50).await;
+    let rows =
+        "{ task { nodes { id title body status priority due metadata project { name } comment { nodes { body } } } } }";
+    let first = one.serve().await.data(rows, json!({})).await;
+    assert_eq!(first["task"]["nodes"].as_array().unwrap().len(), 50);
+    assert_eq!(first, other.serve().await.data(rows, json!({})).await);
+
+    let (success, text) = one.run(&["seed", "--rows", "5"]).await;
+    assert!(!success && text.contains("error: "), "{text}");
+}
+
+#[tokio::test]
+async fn the_doctor_says_what_is_wrong() {
+    let place = Workplace::new();
+    let (healthy, text) = place.run(&["doctor"]).await;
+    assert!(!healthy && text.contains("WRONG  there is no outbox. `tidewire migrate up` creates it"), "{text}");
+    place.seed(5).await;
+    let (healthy, text) = place.run(&["doctor"]).await;
+    assert!(healthy && !text.contains("WRONG"), "{text}");
+    let (healthy, text) = place.run(&["doctor", "--database", "sqlite:///nowhere/at/all.db"]).await;
+    assert!(!healthy && text.contains("cannot be opened"), "{text}");
+    let (healthy, text) = place.run(&["doctor", "--database", "oracle://user:hunter2@host/db"]).await;
+    assert!(!healthy && !text.contains("hunter2"), "{text}");
+}
+
+#[tokio::test]
+async fn the_tail_prints_what_others_write() {
+    let place = Workplace::new();
+    place.seed(5).await;
+    let server = place.serve().await;
+
+    // GIVEN one tail from now on in JSON, and one of labels from the beginning for people
+    let mut json = tail(&place, &["tail", "--json"]);
+    let mut labels = tail(&place, &["tail", "--entity", "label", "--after", "start"]);
+    let seeded = next(&mut labels).await;
+    assert!(seeded.contains("  insert  label "), "{seeded}");
+    // It cannot be seen from outside when a tail began, so something is written until it shows.
+    let mutation = r##"mutation { labelCreateOne(data: { projectId: 1, name: "urgent", color: "#ff0000" }) { id } }"##;
+    let first = loop {
+        server.ask(mutation, Value::Null).await;
+        server.ask(r#"mutation { labelDelete(filter: { name: { eq: "urgent" } }) }"#, Value::Null).await;
+        if let Ok(line) = tokio::time::timeout(std::time::Duration::from_millis(200), json.0.next_line()).await {
+            break line.unwrap().unwrap();
+        }
+    };
+    // THEN both show it
+    let change: Value = serde_json::from_str(&first).unwrap();
+    assert_eq!(change["entity"], "label");
+    let row = if change["operation"] == "insert" { &change["after"] } else { &change["before"] };
+    assert_eq!(row["name"], "urgent");
+    let cursor = change["cursor"].as_str().unwrap().to_owned();
+
+    // WHEN it is begun anew after a cursor
+    server.ask(mutation, Value::Null).await;
+    let mut second: Value = serde_json::from_str(&next(&mut json).await).unwrap();
+    let mut resumed = tail(&place, &["tail", "--json", "--after", &cursor]);
+    // THEN it goes on with what came next
+    let after: Value = serde_json::from_str(&next(&mut resumed).await).unwrap();
+    while second["seq"] != after["seq"] {
+        assert_eq!(second["cursor"], cursor, "a gap between {second} and {after}");
+        second = serde_json::from_str(&next(&mut json).await).unwrap();
+    }
+
+    let (success, text) = place.run(&["tail", "--after", "rubbish"]).await;
+    assert!(!success && text.contains("--after"), "{text}");
+    let (success, text) = place.run(&["tail", "--entity", "nobody"]).await;
+    assert!(!success && text.contains("there is no entity nobody; there are"), "{text}");
+}
+
+/// A tail and its lines. The process goes with the value.
+fn tail(place: &Workplace, arguments: &[&str]) -> (Lines<BufReader<impl AsyncRead + use<>>>, tokio::process::Child) {
+    let mut process = place.command(arguments).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    (BufReader::new(process.stdout.take().unwrap()).lines(), process)
+}
+
+async fn next(tail: &mut (Lines<BufReader<impl AsyncRead + Unpin>>, tokio::process::Child)) -> String {
+    soon(tail.0.next_line()).await.unwrap().unwrap()
+}
+
+/// The first command of the README.
+#[tokio::test]
+async fn without_a_command_it_serves_the_demo() {
+    let place = Workplace::new();
+    let mut command = place.command(&[]);
+    command.env("TIDEWIRE_SERVER__LISTEN", "127.0.0.1:0");
+    let server = Running::start(command).await;
+    let tasks = server.data("{ task { paginationInfo { total } } }", Value::Null).await;
+    assert!(tasks["task"]["paginationInfo"]["total"].as_u64().unwrap() >= 100, "{tasks}");
+    for path in ["/", "/page.js", "/healthz", "/readyz", "/metrics"] {
+        assert_eq!(server.get(path).await.0, 200, "{path}");
+    }
+    let (_, metrics) = server.get("/metrics").await;
+    for metric in [
+        "captured_changes",
+        "tailed_changes",
+        "delivered_changes",
+        "tail_lag_changes",
+        "tail_lag_seconds",
+        "subscriptions",
+        "queue_depth",
+    ] {
+        assert!(metrics.contains(&format!("\ntidewire_{metric}")), "no {metric} in {metrics}");
+    }
+    server.signal("TERM");
+    assert!(server.ended().await);
+
+    // A second start keeps what is there.
+    let mut command = place.command(&[]);
+    command.env("TIDEWIRE_SERVER__LISTEN", "127.0.0.1:0");
+    let again = Running::start(command).await;
+    assert_eq!(tasks, again.data("{ task { paginationInfo { total } } }", Value::Null).await);
+}
+
+#[tokio::test]
+async fn settings_that_are_wrong_are_named() {
+    let place = Workplace::new();
+    std::fs::write(place.path().join("wrong.toml"), "[server]\nlisten_on = \"127.0.0.1:0\"\n").unwrap();
+    let (success, text) = place.run(&["serve", "--config", "wrong.toml"]).await;
+    assert!(!success && text.contains("listen_on"), "{text}");
+    let (success, text) = place.run(&["serve", "--config", "missing.toml"]).await;
+    assert!(!success && text.contains("missing.toml"), "{text}");
+    let (success, text) = place.run(&["serve", "--listen", "nowhere"]).await;
+    assert!(!success && text.contains("cannot listen on nowhere"), "{text}");
+    // An address that is taken.
+    place.seed(1).await;
+    let server = place.serve().await;
+    let (success, text) = place.run(&["serve", "--listen", &server.address]).await;
+    assert!(!success && text.contains("`--listen` takes another address"), "{text}");
+}

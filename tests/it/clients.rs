@@ -1,0 +1,62 @@
+//! The clients that people use, in Node and in a browser, against the program.
+
+use std::{path::Path, process::Stdio};
+
+use tidewire_testkit::available;
+use tokio::process::Command;
+
+use crate::binary::{Running, Workplace};
+
+const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients");
+
+/// Whether a program can be found.
+fn installed(program: &str) -> bool {
+    let found =
+        std::process::Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    found.is_ok_and(|status| status.success())
+}
+
+/// Node with the packages of `tests/clients`.
+fn node() -> bool {
+    available("node", installed("node") && Path::new(FOLDER).join("node_modules").is_dir())
+}
+
+/// Runs one of the files with Node's own test runner.
+async fn run(file: &str, server: &Running) {
+    let mut command = Command::new("node");
+    command
+        .args(["--test", file])
+        .current_dir(FOLDER)
+        .kill_on_drop(true)
+        .env("TIDEWIRE", format!("http://{}", server.address));
+    let output = tokio::time::timeout(std::time::Duration::from_secs(180), command.output()).await;
+    let output = output.expect("three minutes are enough").unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("# fail 0") && !text.contains("# pass 0"), "{text}");
+}
+
+#[tokio::test]
+async fn graphql_ws_graphql_sse_and_fetch() {
+    if !node() {
+        return;
+    }
+    let place = Workplace::new();
+    place.seed(60).await;
+    run("clients.test.mjs", &place.serve().await).await;
+}
+
+#[tokio::test]
+async fn the_page_and_graphiql_in_a_browser() {
+    if !node() || !available("chromium", installed("chromium")) {
+        return;
+    }
+    let place = Workplace::new();
+    place.seed(60).await;
+    let server = place.serve().await;
+    let built = server.get("/graphiql/").await.0 == 200;
+    run("page.test.mjs", &server).await;
+    if available("graphiql", built) {
+        run("graphiql.test.mjs", &server).await;
+    }
+}

@@ -1,0 +1,41 @@
+//! Files that say what the program does, compared with what it does.
+
+use std::{fs, path::Path, time::Duration};
+
+use tidewire::config::{Config, DEFAULTS};
+use tidewire_axum::ServerOptions;
+use tidewire_graphql::{Options, TimeFormat};
+use tidewire_outbox::RecorderOptions;
+
+#[tokio::test]
+async fn the_schema_file_is_fresh() {
+    let file = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("schema.graphql")).unwrap();
+    let schema = tidewire::schema().await.unwrap();
+    if let Some((at, (file, schema))) = file.lines().zip(schema.lines()).enumerate().find(|(_, (a, b))| a != b) {
+        panic!("schema.graphql, line {}: has {file:?}, is {schema:?}. `cargo run -- schema > schema.graphql`", at + 1);
+    }
+    assert_eq!(file, schema, "`cargo run -- schema > schema.graphql` writes it anew");
+}
+
+/// What the file says is what a user of the crates gets who says nothing, apart from what it says is different.
+#[test]
+fn the_default_settings_are_the_defaults_of_the_crates() {
+    let config: Config = Config::load(None).unwrap();
+    let recorder = config.recorder();
+    assert_eq!(format!("{recorder:?}"), format!("{:?}", RecorderOptions::default()));
+    assert_eq!(format!("{:?}", config.server().unwrap()), format!("{:?}", ServerOptions::default()));
+    let mut graphql = Options::default();
+    graphql.times = TimeFormat::Rfc3339;
+    assert_eq!(format!("{:?}", config.graphql()), format!("{graphql:?}"));
+    assert_eq!(Duration::from_hours(config.retention.max_age_hours), Duration::from_hours(7 * 24));
+}
+
+#[test]
+fn every_setting_is_documented() {
+    let mut documented = false;
+    for line in DEFAULTS.lines() {
+        let is_setting = !line.starts_with(['#', '[']) && !line.is_empty();
+        assert!(documented || !is_setting, "{line} has no comment");
+        documented = line.starts_with('#');
+    }
+}
