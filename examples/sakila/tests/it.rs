@@ -1,0 +1,202 @@
+//! Sakila, served: what the API says of its rows against what plain SQL says, and what is recorded against what is stored.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use heck::ToLowerCamelCase;
+use sakila::entities::{category, city, film, language, payment, staff};
+use sea_orm::{ConnectionTrait, DatabaseConnection, EntityTrait, Statement};
+use serde_json::{Value, json};
+use tidewire_graphql::{Api, Request, async_graphql::Variables};
+use tidewire_outbox::{EntityMeta, Recorder, RelationMeta, Step};
+use tidewire_testkit::{TestDatabase, cells_of, soon};
+
+struct Sakila {
+    api: Api,
+    recorder: Recorder,
+    /// A connection that knows nothing of Tidewire.
+    plain: DatabaseConnection,
+    _database: TestDatabase,
+}
+
+impl Sakila {
+    /// Sakila with its outbox beside it; `None` where the database is not at hand.
+    async fn open() -> Option<Self> {
+        let database = TestDatabase::sqlite_from(&tidewire_testkit::sakila()?);
+        let recorder = database.recorder(sakila::registry(), async |_| {}).await;
+        let api = Api::builder(recorder.clone()).finish().unwrap();
+        Some(Self { api, recorder, plain: database.plain().await, _database: database })
+    }
+
+    async fn data(&self, query: &str, variables: Value) -> Value {
+        let request =
+            Request { query: query.to_owned(), variables: Variables::from_json(variables), ..Request::default() };
+        let mut response: Value = serde_json::from_str(&self.api.execute(request).await.json).unwrap();
+        assert!(response.get("errors").is_none(), "{query}: {response}");
+        response["data"].take()
+    }
+
+    /// The rows of a statement that gives one JSON text each.
+    async fn rows(&self, sql: &str) -> Vec<Value> {
+        let statement = Statement::from_string(self.plain.get_database_backend(), sql);
+        let rows = self.plain.query_all_raw(statement).await.unwrap();
+        rows.iter().map(|row| serde_json::from_str(&row.try_get_by_index::<String>(0).unwrap()).unwrap()).collect()
+    }
+}
+
+/// `film { nodes { filmId } }`
+fn keys(entity: &EntityMeta) -> String {
+    entity.key_columns().map(|column| column.name.to_lower_camel_case() + " ").collect()
+}
+
+/// A row's key as it was selected by [`keys`], as text: the API gives 64-bit integers as text where they are large.
+fn key(node: &Value, entity: &EntityMeta) -> Vec<String> {
+    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    entity.key_columns().map(|column| text(&node[column.name.to_lower_camel_case()])).collect()
+}
+
+fn sql_key(alias: &str, entity: &EntityMeta) -> Vec<String> {
+    entity.key_columns().map(|column| format!("CAST({alias}.{} AS TEXT)", column.name)).collect()
+}
+
+/// The pairs of rows that a relation leads between, by SQL of our own.
+fn joined(entity: &EntityMeta, relation: &RelationMeta, target: &EntityMeta, junction: Option<&EntityMeta>) -> String {
+    let on = |a: &str, left: &EntityMeta, from: &[usize], b: &str, right: &EntityMeta, to: &[usize]| -> String {
+        let pairs = from.iter().zip(to);
+        let equal = pairs.map(|(&l, &r)| format!("{a}.{} = {b}.{}", left.columns[l].name, right.columns[r].name));
+        equal.collect::<Vec<_>>().join(" AND ")
+    };
+    let pair = [sql_key("a", entity), sql_key("b", target)].concat().join(", ");
+    let from = match (&relation.junction, junction) {
+        (Some(way), Some(middle)) => format!(
+            "JOIN {} j ON {} JOIN {} b ON {}",
+            middle.name,
+            on("a", entity, &relation.from, "j", middle, &relation.to),
+            target.name,
+            on("j", middle, &way.from, "b", target, &way.to)
+        ),
+        _ => format!("JOIN {} b ON {}", target.name, on("a", entity, &relation.from, "b", target, &relation.to)),
+    };
+    format!("SELECT json_array({pair}) FROM {} a {from}", entity.name)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn queries_run_over_all_entities_and_all_their_relations() {
+    let Some(sakila) = Sakila::open().await else { return };
+    let catalog = sakila.recorder.catalog();
+    let (mut rows, mut relations) = (0, 0);
+    for entity in catalog.entities() {
+        let field = entity.name.to_lower_camel_case();
+        // Every column of every row.
+        let columns: String = entity.columns.iter().map(|column| column.name.to_lower_camel_case() + " ").collect();
+        let all = sakila.data(&format!("{{ {field} {{ nodes {{ {columns} }} }} }}"), json!({})).await;
+        let nodes = all[&field]["nodes"].as_array().unwrap();
+        let stored = sakila.rows(&format!("SELECT CAST(count(*) AS TEXT) FROM {}", entity.name)).await;
+        assert_eq!(json!(nodes.len()), stored[0], "{}", entity.name);
+        rows += nodes.len();
+
+        // Every relation of every row, against a join.
+        for relation in &entity.relations {
+            let target = catalog.entity(relation.target);
+            let junction = relation.junction.as_ref().map(|way| catalog.entity(way.entity));
+            let name = relation.name.to_lower_camel_case();
+            let selection = if relation.many { format!("nodes {{ {} }}", keys(target)) } else { keys(target) };
+            let query = format!("{{ {field} {{ nodes {{ {} {name} {{ {selection} }} }} }} }}", keys(entity));
+            let answer = sakila.data(&query, json!({})).await;
+            let mut pairs = Vec::new();
+            for node in answer[&field]["nodes"].as_array().unwrap() {
+                let related = &node[&name];
+                let related = match related["nodes"].as_array() {
+                    Some(nodes) => nodes.iter().collect(),
+                    None if related.is_null() => Vec::new(),
+                    None => vec![related],
+                };
+                pairs.extend(related.into_iter().map(|other| json!([key(node, entity), key(other, target)].concat())));
+            }
+            let mut expected = sakila.rows(&joined(entity, relation, target, junction)).await;
+            let in_order = |a: &Value, b: &Value| a.to_string().cmp(&b.to_string());
+            pairs.sort_by(in_order);
+            expected.sort_by(in_order);
+            assert!(pairs == expected, "{}.{name}: {} pairs, not {}", entity.name, pairs.len(), expected.len());
+            relations += 1;
+        }
+    }
+    assert_eq!(rows, 46_273, "the rows of all sixteen tables");
+    // Each of the 22 foreign keys leads there and back; the rest are ways through junctions.
+    assert!(relations > 40, "{relations}");
+}
+
+/// A write of a document, and what the log says of it.
+async fn written(sakila: &Sakila, document: &str) -> (Value, Vec<std::sync::Arc<tidewire_outbox::Transaction>>) {
+    let after = sakila.recorder.log().position().await.unwrap();
+    let mut follower = sakila.recorder.log().follow_all(after).await.unwrap();
+    let data = sakila.data(document, json!({})).await;
+    loop {
+        match soon(follower.next()).await.unwrap() {
+            Step::Transactions { transactions, .. } if !transactions.is_empty() => return (data, transactions),
+            Step::Transactions { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Sakila's triggers rewrite `last_update` after each write: the row that a statement returns is not the row that is stored.
+#[tokio::test(flavor = "multi_thread")]
+async fn updates_are_recorded_and_answered_as_stored() {
+    let Some(sakila) = Sakila::open().await else { return };
+    let db = &sakila.plain;
+
+    macro_rules! check {
+        ($entity:ident, $field:literal, $id:expr, $data:literal) => {{
+            let before = $entity::Entity::find_by_id($id).one(db).await.unwrap().unwrap();
+            let id = stringify!($entity).to_owned() + "Id";
+            let document = format!(
+                "mutation {{ {0}Update(data: {{ {1} }}, filter: {{ {id}: {{ eq: {2} }} }}) {{ lastUpdate }} }}",
+                $field, $data, $id
+            );
+            let (data, transactions) = written(&sakila, &document).await;
+            let stored = $entity::Entity::find_by_id($id).one(db).await.unwrap().unwrap();
+            assert_ne!(before.last_update, stored.last_update, "the trigger ran");
+            let changes: Vec<_> = transactions.iter().flat_map(|transaction| &transaction.changes).collect();
+            assert_eq!(changes.len(), 1, "{changes:?}");
+            let cells = |image: &Option<tidewire_outbox::Image>| -> Vec<_> {
+                image.as_ref().unwrap().cells().map(|cell| cell.map(str::to_owned)).collect()
+            };
+            assert_eq!(cells(&changes[0].before), cells_of(&before));
+            assert_eq!(cells(&changes[0].after), cells_of(&stored));
+            let answered = &data[concat!($field, "Update")][0]["lastUpdate"];
+            let now = sakila
+                .data(
+                    &format!("{{ {0}(filters: {{ {id}: {{ eq: {1} }} }}) {{ nodes {{ lastUpdate }} }} }}", $field, $id),
+                    json!({}),
+                )
+                .await;
+            assert_eq!(*answered, now[$field]["nodes"][0]["lastUpdate"]);
+        }};
+    }
+    check!(film, "film", 1, r#"title: "ACADEMY DINOSAUR II", rentalRate: "1.99""#);
+    check!(language, "language", 1_i16, r#"name: "Englisch""#);
+    check!(category, "category", 1_i16, r#"name: "Aktion""#);
+    check!(city, "city", 1, r#"city: "A Corunha""#);
+    check!(payment, "payment", 1, r#"amount: "3.49""#);
+    check!(staff, "staff", 1_i16, r#"email: "mike@example.org""#);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn inserts_and_deletes_are_recorded_as_stored() {
+    let Some(sakila) = Sakila::open().await else { return };
+    let (created, transactions) = written(
+        &sakila,
+        r#"mutation { languageCreateOne(data: { languageId: 7, name: "Frisian", lastUpdate: "1999-01-01 00:00:00 UTC" }) { languageId lastUpdate } }"#,
+    )
+    .await;
+    let id = created["languageCreateOne"]["languageId"].as_i64().unwrap();
+    let stored = language::Entity::find_by_id(i16::try_from(id).unwrap()).one(&sakila.plain).await.unwrap().unwrap();
+    let after = transactions[0].changes[0].after.as_ref().unwrap();
+    assert_eq!(after.cells().map(|cell| cell.map(str::to_owned)).collect::<Vec<_>>(), cells_of(&stored));
+    assert!(!created["languageCreateOne"]["lastUpdate"].as_str().unwrap().starts_with("1999"), "{created}");
+
+    let (deleted, transactions) =
+        written(&sakila, &format!("mutation {{ languageDelete(filter: {{ languageId: {{ eq: {id} }} }}) }}")).await;
+    assert_eq!(deleted["languageDelete"], 1);
+    assert_eq!(transactions[0].changes[0].before.as_ref(), Some(after));
+}
