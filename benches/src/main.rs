@@ -1,0 +1,68 @@
+//! Measures Tidewire against the limit and against its peers, in the same run.
+//!
+//! Machines are shared and noisy, so what counts are the ratios: each measurement alternates with what it is held against, and the median of
+//! the rounds is shown. `benches/run` builds everything and runs all of it.
+
+mod fanout;
+mod latency;
+mod measure;
+mod query;
+mod resume;
+mod server;
+mod startup;
+mod writes;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Parser;
+
+#[derive(Debug, Parser)]
+enum Command {
+    /// Writes through the recorder against plain SeaORM
+    Writes,
+    /// Events to many subscribers against a WebSocket that broadcasts the same bytes
+    Fanout,
+    /// From a commit to a client
+    Latency,
+    /// Resuming after 100,000 changes against selecting them
+    Resume,
+    /// A list with relations against the same by hand, by Seaography and by the database
+    Query {
+        /// A Sakila database
+        #[arg(long)]
+        sakila: PathBuf,
+        /// The built peer
+        #[arg(long)]
+        seaography: Option<PathBuf>,
+    },
+    /// The time to the first answer, and idle memory
+    Startup {
+        /// The built program
+        #[arg(long)]
+        tidewire: PathBuf,
+    },
+    /// Serves what the others measure; they call it
+    #[command(hide = true)]
+    Serve {
+        /// `tidewire` or `limit`
+        kind: server::Kind,
+        /// The database of `tidewire`
+        database: String,
+    },
+}
+
+fn main() -> Result<()> {
+    match Command::parse() {
+        // One thread serves, so that its processor time is all there is.
+        Command::Serve { kind, database } => measure::one_thread()?.block_on(server::serve(kind, &database)),
+        Command::Writes => measure::one_thread()?.block_on(writes::run()),
+        Command::Fanout => measure::one_thread()?.block_on(fanout::run()),
+        Command::Latency => measure::threads()?.block_on(latency::run()),
+        Command::Resume => measure::one_thread()?.block_on(resume::run()),
+        Command::Query { sakila, seaography } => {
+            measure::one_thread()?.block_on(query::run(&sakila, seaography.as_deref()))
+        }
+        Command::Startup { tidewire } => measure::one_thread()?.block_on(startup::run(&tidewire)),
+    }
+}

@@ -1,0 +1,114 @@
+//! Clocks, medians, and what the measurements share.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use rustix::time::{ClockId, clock_gettime};
+use sea_orm::{ActiveModelTrait, ConnectionTrait, Set};
+use tempfile::TempDir;
+use tidewire_outbox::{Recorder, RecorderOptions};
+use tokio::runtime::{Builder, Runtime};
+use uuid::Uuid;
+
+pub(crate) fn one_thread() -> Result<Runtime> {
+    Ok(Builder::new_current_thread().enable_all().build()?)
+}
+
+pub(crate) fn threads() -> Result<Runtime> {
+    Ok(Builder::new_multi_thread().enable_all().build()?)
+}
+
+/// The processor time of this process, all threads.
+pub(crate) fn cpu() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+/// What something took.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Cost {
+    pub(crate) wall: Duration,
+    pub(crate) cpu: Duration,
+}
+
+pub(crate) async fn cost<T>(work: impl Future<Output = Result<T>>) -> Result<Cost> {
+    let (wall, before) = (Instant::now(), cpu());
+    work.await?;
+    Ok(Cost { wall: wall.elapsed(), cpu: cpu() - before })
+}
+
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// The share of the values that are not above the answer is at least `share`.
+pub(crate) fn quantile(values: &mut [f64], share: f64) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let index = (share * values.len() as f64).ceil() as usize;
+    values[index.clamp(1, values.len()) - 1]
+}
+
+/// A row of the table in `docs/BENCHMARKS.md`.
+pub(crate) fn row(cells: &[&str]) {
+    println!("| {} |", cells.join(" | "));
+}
+
+pub(crate) fn micros(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e6
+}
+
+/// A database of the demo with one project, gone with the value.
+pub(crate) struct Demo {
+    pub(crate) url: String,
+    pub(crate) recorder: Recorder,
+    _folder: TempDir,
+}
+
+impl Demo {
+    pub(crate) async fn new() -> Result<Self> {
+        use migration::MigratorTrait;
+        let folder = tempfile::tempdir()?;
+        let url = format!("sqlite://{}?mode=rwc", folder.path().join("demo.db").display());
+        let recorder = connect(&url).await?;
+        migration::Migrator::up(recorder.unrecorded(), None).await?;
+        recorder.check().await?;
+        let owner = entity::user::ActiveModel {
+            name: Set("Ada".into()),
+            email: Set("ada@example.org".into()),
+            ..Default::default()
+        };
+        owner.insert(&recorder).await?;
+        let project = entity::project::ActiveModel { name: Set("Harbour".into()), ..Default::default() };
+        project.insert(&recorder).await?;
+        Ok(Self { url, recorder, _folder: folder })
+    }
+
+    /// Removes all tasks and what was recorded of them, so that every round finds the same.
+    pub(crate) async fn clear(&self) -> Result<()> {
+        let plain = self.recorder.unrecorded();
+        plain.execute_unprepared("DELETE FROM task").await?;
+        self.recorder.log().prune(None, Some(1), 100_000).await?;
+        Ok(())
+    }
+}
+
+pub(crate) async fn connect(url: &str) -> Result<Recorder> {
+    let mut options = RecorderOptions::default();
+    // What is measured from memory must fit into it.
+    options.log.ring_max_bytes = 1 << 30;
+    options.log.ring_max_transactions = 1 << 20;
+    Ok(Recorder::connect_with(url, entity::registry(), options).await?)
+}
+
+/// A task as people write them.
+pub(crate) fn task(number: usize) -> entity::task::ActiveModel {
+    entity::task::ActiveModel {
+        id: Set(Uuid::now_v7()),
+        project_id: Set(1),
+        title: Set(format!("Paint the buoy at pier {number}")),
+        body: Set("Two coats, and a third where the gulls sit.".into()),
+        priority: Set(i32::try_from(number % 4).unwrap_or(0)),
+        ..Default::default()
+    }
+}
