@@ -109,14 +109,14 @@ async fn answer(state: &State, headers: &HeaderMap, form: Form, method: &Method,
     let shared = &state.0;
     add(&shared.stats.requests, 1);
     request.actor = shared.actor(headers);
-    if form == Form::Events {
-        return sse::respond(state, request).await;
-    }
-    // A GET must be safe to repeat, and to be made by a link.
+    // A GET must be safe to repeat, and to be made by a link or by any page's event source.
     if *method == Method::GET && shared.api.operation(&request) == Some(OperationType::Mutation) {
         let mut response = problem_response(form, StatusCode::METHOD_NOT_ALLOWED, "send mutations by POST");
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
         return response;
+    }
+    if form == Form::Events {
+        return sse::respond(state, request).await;
     }
     let response = shared.api.execute(request).await;
     let status = if response.executed || form == Form::Json { StatusCode::OK } else { StatusCode::BAD_REQUEST };

@@ -115,11 +115,7 @@ impl Collector for Snapshot {
             let metric = ConstCounter::new(value);
             metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
         };
-        counter(
-            "captured_changes",
-            "Changes that were ever recorded in the outbox",
-            self.outbox.newest_seq.unwrap_or(0),
-        )?;
+        counter("captured_changes", "Changes that were ever recorded in the outbox", self.outbox.recorded)?;
         counter("tailed_transactions", "Transactions that the tail has read", self.tail.transactions)?;
         counter("tailed_changes", "Changes that the tail has read", self.tail.changes)?;
         counter("delivered_events", "Events that were handed to subscribers", self.subscriptions.events)?;

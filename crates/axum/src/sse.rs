@@ -47,7 +47,8 @@ pub(crate) async fn respond(state: &State, request: Request) -> Response {
                 text
             });
             // Without a `complete`, the client knows that it should come back.
-            let frames = frames.take_until(shared.stopping.clone().cancelled_owned());
+            let complete = stream::once(async { COMPLETE.to_owned() });
+            let frames = frames.chain(complete).take_until(shared.stopping.clone().cancelled_owned());
             stream::unfold((Box::pin(frames), gauge), |(mut frames, gauge)| async move {
                 let text = match timeout(KEEP_ALIVE, frames.next()).await {
                     Ok(text) => text?,

@@ -95,6 +95,8 @@ enum End {
     Close(Close),
     /// The client has closed, or is gone.
     Gone,
+    /// The client does not answer, or does not read.
+    Silent,
 }
 
 type Step<T = ()> = Result<T, End>;
@@ -254,19 +256,13 @@ impl<'a> Connection<'a> {
 
     async fn flush(&mut self) -> Step {
         let flushing = self.sink.flush();
-        let flushed =
-            while_reading(flushing, &mut self.stream, &mut self.received, self.state.0.options.write_timeout).await;
-        if flushed.is_err() {
-            add(&self.state.0.stats.dropped, 1);
-        }
-        flushed
+        while_reading(flushing, &mut self.stream, &mut self.received, self.state.0.options.write_timeout).await
     }
 
     /// Asks whether the client is still there.
     async fn ping(&mut self) -> Step {
         if self.heard.elapsed() > self.state.0.options.keep_alive * 3 {
-            add(&self.state.0.stats.dropped, 1);
-            return Err(End::Gone);
+            return Err(End::Silent);
         }
         self.feed(Message::Ping(Default::default())).await?;
         self.flush().await
@@ -277,6 +273,11 @@ impl<'a> Connection<'a> {
         let Close { code, reason } = match end {
             End::Close(close) => close,
             End::Gone => Close { code: 1000, reason: String::new() },
+            End::Silent => {
+                add(&self.state.0.stats.dropped, 1);
+                // One that is there after all should come back.
+                Close { code: 1001, reason: "Not heard from, or not reading".into() }
+            }
         };
         tracing::debug!(code, reason, "closing a WebSocket");
         let close = Message::Close(Some(CloseFrame { code, reason: reason.into() }));
@@ -311,7 +312,7 @@ async fn while_reading(
     loop {
         tokio::select! {
             written = &mut writing => return written.map_err(|_| End::Gone),
-            () = &mut deadline => return Err(End::Gone),
+            () = &mut deadline => return Err(End::Silent),
             message = stream.next(), if received.len() < READ_AHEAD => {
                 if matches!(message, None | Some(Err(_))) {
                     return Err(End::Gone);

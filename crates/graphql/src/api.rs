@@ -231,8 +231,13 @@ impl Api {
         if known.document.kind() != OperationType::Subscription {
             return Subscribed::Single(self.execute(request).await);
         }
+        let roots = Selection { document: &known.document, variables: &request.variables }.root().len();
+        if roots != 1 {
+            let problem = format!("a subscription selects one field at its root, and this one {roots}");
+            return Subscribed::Single(Response::refused(ApiError::new(Code::ValidationFailed, problem)));
+        }
         let Some(variables) = known.variables(&inner.schema, &request.variables) else {
-            return Subscribed::Single(inner.resolve(&known, request).await);
+            return Subscribed::Single(inner.misfit(&known, &request));
         };
         let Some(plan) = known.plan(&inner.model, &variables) else {
             let stream = inner.schema.execute_stream(inner.graphql_request(&known, &request, variables));
@@ -294,6 +299,13 @@ impl Inner {
         Err(Response::from_errors(&errors))
     }
 
+    /// The answer where a variable is missing or does not fit its type. async-graphql says it best, where it sees it.
+    fn misfit(&self, known: &Known, request: &Request) -> Response {
+        self.validate(known, request).err().unwrap_or_else(|| {
+            Response::refused(ApiError::new(Code::ValidationFailed, "a variable does not fit its type"))
+        })
+    }
+
     async fn query(&self, known: &Arc<Known>, request: Request) -> Response {
         if let Some(variables) = known.variables(&self.schema, &request.variables)
             && let Some(plan) = known.plan(&self.model, &variables)
@@ -341,7 +353,9 @@ impl Inner {
 
     /// Runs the document by its resolvers.
     async fn resolve(&self, known: &Known, request: Request) -> Response {
-        let variables = known.variables(&self.schema, &request.variables).unwrap_or_default();
+        let Some(variables) = known.variables(&self.schema, &request.variables) else {
+            return self.misfit(known, &request);
+        };
         let mut response = self.schema.execute(self.graphql_request(known, &request, variables.clone())).await;
         let selection = Selection { document: &known.document, variables: &variables };
         conform(self.schema.registry(), selection, &mut response);
@@ -359,7 +373,7 @@ impl Inner {
         }
         // A document that does not fit its variables must not wait for the right to write.
         let Some(variables) = known.variables(&self.schema, &request.variables) else {
-            return self.resolve(known, request).await;
+            return self.misfit(known, &request);
         };
         let transaction = match recorder.begin().await {
             Ok(transaction) => transaction,

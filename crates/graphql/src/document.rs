@@ -252,7 +252,12 @@ struct Inner {
     known: HashMap<Key, Arc<Known>>,
     /// Oldest first.
     order: VecDeque<Key>,
+    /// The length of all texts together.
+    bytes: usize,
 }
+
+/// How many bytes of documents are kept. What is made of a document is some ten times as large as its text.
+const MAX_BYTES: usize = 4 << 20;
 
 type Key = (Arc<str>, Option<Arc<str>>);
 
@@ -270,12 +275,13 @@ impl Documents {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let key: Key = (query.into(), operation_name.map(Into::into));
         if inner.known.insert(key.clone(), known).is_none() {
+            inner.bytes += query.len();
             inner.order.push_back(key);
         }
-        while inner.order.len() > self.capacity {
-            if let Some(oldest) = inner.order.pop_front() {
-                inner.known.remove(&oldest);
-            }
+        while inner.order.len() > self.capacity || inner.bytes > MAX_BYTES {
+            let Some(oldest) = inner.order.pop_front() else { break };
+            inner.bytes -= oldest.0.len();
+            inner.known.remove(&oldest);
         }
     }
 }
@@ -285,7 +291,10 @@ pub(crate) fn with_codes(errors: &mut [ServerError], otherwise: Code) {
     for error in errors {
         let code = if let Some(error) = error.source::<ApiError>() {
             error.code()
-        } else if error.message == "Query is nested too deep." || error.message.starts_with("The recursion depth") {
+        } else if error.message == "Query is nested too deep."
+            || error.message.starts_with("The recursion depth")
+            || error.message.starts_with("The number of directives")
+        {
             Code::LimitExceeded
         } else {
             otherwise

@@ -96,6 +96,7 @@ impl From<OutboxError> for ApiError {
                 tracing::error!(%error, "a write failed; is the disk full?");
                 Self::new(Code::Unwritable, "the database takes no writes now; nothing was written")
             }
+            ErrorKind::Refused => Self::new(Code::Rejected, error.to_string()),
             ErrorKind::Filter | ErrorKind::Cursor => Self::bad_input(error.to_string()),
             kind => {
                 tracing::error!(?kind, %error, "a request failed");
@@ -127,7 +128,6 @@ impl From<DbErr> for ApiError {
         match error {
             // What an entity's own behaviour says when it refuses a write is meant for whoever made it.
             DbErr::Custom(message) if !message.starts_with("tidewire: ") => Self::new(Code::Rejected, message),
-            DbErr::Custom(message) => Self::new(Code::Rejected, message.trim_start_matches("tidewire: ")),
             DbErr::Type(_) | DbErr::Json(_) | DbErr::TryIntoErr { .. } => {
                 Self::bad_input("a value does not fit its column")
             }

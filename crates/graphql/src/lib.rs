@@ -22,6 +22,7 @@ pub use self::{
     error::{ApiError, Code},
     frame::Frame,
     options::Options,
+    schema::transaction,
     subscription::SubscriptionStats,
     wire::TimeFormat,
 };

@@ -191,6 +191,8 @@ pub struct Stats {
     pub oldest_at: Option<DateTime<Utc>>,
     /// When the newest was written.
     pub newest_at: Option<DateTime<Utc>>,
+    /// How many changes were ever recorded, at most: the number that was given last.
+    pub recorded: u64,
     /// Up to which number retention has removed changes.
     pub trimmed_through: u64,
 }

@@ -83,21 +83,50 @@ impl StdError for Error {
     }
 }
 
-/// SeaORM's traits can only answer with its own error, so ours travels as `DbErr::Custom` with the crate's name in front.
+/// What stands before our messages in SeaORM's errors, with the kind in between: `tidewire: refused: …`.
+const MARK: &str = "tidewire: ";
+
+/// The kinds that are not found again in the database's own error.
+const MARKED: [(ErrorKind, &str); 7] = [
+    (ErrorKind::Registry, "registry: "),
+    (ErrorKind::Setup, "setup: "),
+    (ErrorKind::Refused, "refused: "),
+    (ErrorKind::Cursor, "cursor: "),
+    (ErrorKind::Filter, "filter: "),
+    (ErrorKind::Corrupt, "corrupt: "),
+    (ErrorKind::Busy, "busy: "),
+];
+
+/// SeaORM's traits can only answer with its own error, so ours travels as text in `DbErr::Custom`; turned back, it has its kind again.
 impl From<Error> for DbErr {
     fn from(error: Error) -> Self {
+        let kind = MARKED.iter().find(|(kind, _)| *kind == error.kind).map_or("", |(_, text)| text);
         match error.source {
             Some(source) => match source.downcast::<DbErr>() {
                 Ok(db) => *db,
-                Err(source) => DbErr::Custom(format!("tidewire: {}: {source}", error.message)),
+                Err(source) => DbErr::Custom(format!("{MARK}{kind}{}: {source}", error.message)),
             },
-            None => DbErr::Custom(format!("tidewire: {}", error.message)),
+            None => DbErr::Custom(format!("{MARK}{kind}{}", error.message)),
         }
     }
 }
 
+/// Our own error in one of SeaORM's.
+fn marked(error: &DbErr) -> Option<Error> {
+    let DbErr::Custom(text) = error else { return None };
+    let text = text.strip_prefix(MARK)?;
+    let (kind, message) = MARKED
+        .iter()
+        .find_map(|(kind, mark)| Some((*kind, text.strip_prefix(mark)?)))
+        .unwrap_or((ErrorKind::Database, text));
+    Some(Error::new(kind, message))
+}
+
 impl From<DbErr> for Error {
     fn from(error: DbErr) -> Self {
+        if let Some(ours) = marked(&error) {
+            return ours;
+        }
         let (kind, message) = match sqlite_code(&error) {
             // The low byte of an extended code is the primary one. SQLITE_BUSY and SQLITE_LOCKED:
             Some(code) if matches!(code & 0xff, 5 | 6) => {
@@ -107,11 +136,22 @@ impl From<DbErr> for Error {
             Some(code) if matches!(code & 0xff, 8 | 13) || matches!(code, 778 | 1034 | 1290 | 1546 | 4874) => {
                 (ErrorKind::Unwritable, "the database cannot be written")
             }
-            _ if matches!(error, DbErr::ConnectionAcquire(_)) => (ErrorKind::Busy, "no connection became free in time"),
+            _ if is_out_of_connections(&error) => (ErrorKind::Busy, "no connection became free in time"),
             _ => (ErrorKind::Database, "the database failed"),
         };
         Self::new(kind, message).with_source(error)
     }
+}
+
+fn is_out_of_connections(error: &DbErr) -> bool {
+    let sqlx = match error {
+        DbErr::ConnectionAcquire(_) => return true,
+        DbErr::Conn(RuntimeErr::SqlxError(error))
+        | DbErr::Exec(RuntimeErr::SqlxError(error))
+        | DbErr::Query(RuntimeErr::SqlxError(error)) => error,
+        _ => return false,
+    };
+    matches!(**sqlx, sqlx::Error::PoolTimedOut)
 }
 
 fn sqlite_code(error: &DbErr) -> Option<u32> {
@@ -122,4 +162,19 @@ fn sqlite_code(error: &DbErr) -> Option<u32> {
         return None;
     };
     error.as_database_error()?.code()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_keeps_its_kind_through_seaorm() {
+        for (kind, _) in MARKED {
+            let back = Error::from(DbErr::from(Error::new(kind, "so it is")));
+            assert_eq!((back.kind(), back.to_string()), (kind, "so it is".to_owned()));
+        }
+        let back = Error::from(DbErr::from(Error::new(ErrorKind::Setup, "no table").with_source("because")));
+        assert_eq!((back.kind(), back.to_string()), (ErrorKind::Setup, "no table: because".to_owned()));
+    }
 }

@@ -25,6 +25,7 @@ impl<'a> Compiler<'a> {
                 Some(Plan::Query(roots))
             }
             OperationType::Subscription => {
+                // That there is only one has been checked.
                 let (key, fields) = fields.into_iter().next()?;
                 Some(Plan::Subscription(Stream { key: quoted(key), field: self.stream(&fields)? }))
             }

@@ -19,6 +19,7 @@ use tidewire_outbox::{ColumnMeta, Kind};
 use crate::{model::Model, names::Names, resolve::Relations};
 
 pub(crate) use self::mutation::MutationScope;
+pub use self::mutation::transaction;
 
 /// What a user adds by hand to what is generated.
 #[derive(Default)]

@@ -1,17 +1,20 @@
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use async_graphql::{
     Error as GraphqlError, ErrorExtensions, Name, Value as ConstValue,
-    dynamic::{Field, FieldFuture, FieldValue, InputValue, TypeRef},
+    dynamic::{Field, FieldFuture, FieldValue, InputValue, ResolverContext, TypeRef},
     indexmap::IndexMap,
 };
 use sea_orm::sea_query::Value;
 use sha2::{Digest, Sha256};
 use tidewire_outbox::{
-    EntityId, Filter, Image, Item, KeyValues, MutationId, OnConflict, Page, RecorderTransaction, Remembered, Select,
-    cell, filter::Comparison,
+    Actor, EntityId, Filter, Image, Item, KeyValues, MutationId, OnConflict, Page, RecorderTransaction, Remembered,
+    Select, cell, filter::Comparison,
 };
-use tokio::sync::Mutex;
+use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};
 
 use super::{Described, outputs};
 use crate::{
@@ -25,6 +28,18 @@ type Arguments = IndexMap<Name, ConstValue>;
 
 /// The transaction that a mutation document runs in. All its fields share it, and it commits only if all of them succeed.
 pub(crate) struct MutationScope(pub(crate) Mutex<Option<RecorderTransaction>>);
+
+/// The transaction of the mutation document that a field added by hand is part of. What the field writes must go through it: on SQLite there
+/// is one writer, and the document has the turn. Other fields of the document wait until the guard is dropped.
+///
+/// # Errors
+/// Outside of a mutation.
+pub async fn transaction<'a>(
+    context: &'a ResolverContext<'_>,
+) -> Result<MappedMutexGuard<'a, RecorderTransaction>, GraphqlError> {
+    let guard = context.data::<Arc<MutationScope>>()?.0.lock().await;
+    MutexGuard::try_map(guard, Option::as_mut).map_err(|_| "the mutation's transaction has ended".into())
+}
 
 /// What the generated mutations do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,11 +94,10 @@ fn field(entity: Described<'_>, suffix: &str, action: Action, ty: TypeRef, argum
     let field = Field::new(name, ty, move |ctx| {
         FieldFuture::new(async move {
             let model = ctx.data::<Arc<Model>>()?;
-            let mut scope = ctx.data::<Arc<MutationScope>>()?.0.lock().await;
-            let transaction = scope.as_mut().ok_or("the mutation's transaction has ended")?;
+            let mut transaction = transaction(&ctx).await?;
             let arguments = Model::arguments(&ctx);
             let mutation = Mutation { model, entity: id, action };
-            let outcome = mutation.once(transaction, ctx.field().name(), &arguments).await?;
+            let outcome = mutation.once(&mut transaction, ctx.field().name(), &arguments).await?;
             Ok(Some(mutation.answer(outcome)?))
         })
     });
@@ -112,18 +126,18 @@ impl Mutation<'_> {
         arguments: &Arguments,
     ) -> Result<Outcome, GraphqlError> {
         let id = match arguments.get("mutationId") {
-            Some(ConstValue::String(id)) if id.is_empty() || id.len() > 200 => {
+            Some(ConstValue::String(id)) if !(1..=200).contains(&id.chars().count()) => {
                 return Err(ApiError::bad_input("mutationId must have 1 to 200 characters").into());
             }
             Some(ConstValue::String(id)) => MutationId::new(id),
             _ => return self.perform(transaction, arguments).await,
         };
-        let fingerprint = fingerprint(arguments);
+        let fingerprint = fingerprint(transaction.actor(), arguments);
         if let Some(first) = transaction.recall(&id, field).await.map_err(ApiError::from)? {
             if first.fingerprint != fingerprint {
                 return Err(ApiError::new(
                     Code::MutationIdReused,
-                    "this mutationId was used before, with other arguments",
+                    "this mutationId was used before, with other arguments or by another",
                 )
                 .into());
             }
@@ -229,14 +243,17 @@ impl Mutation<'_> {
             return Ok(());
         }
         let meta = self.model.catalog().entity(self.entity);
-        let mut expected = Vec::new();
-        for (column, value) in self.reader().assignments(if_match)? {
-            let mut canonical = String::new();
-            let some = cell::write_value(&value, &mut canonical);
-            expected.push((column, some.then_some(canonical)));
-        }
-        let as_expected = |row: &Row| expected.iter().all(|(column, cell)| row.image.cell(*column) == cell.as_deref());
-        if !rows.is_empty() && rows.iter().all(as_expected) {
+        // As a filter, so that equal means what it means in the database: a decimal may be written in several ways.
+        let expected =
+            self.reader().assignments(if_match)?.into_iter().map(|(column, value)| {
+                match cell::write_value(&value, &mut String::new()) {
+                    true => Filter::Compare(column, Comparison::Equal, value),
+                    false => Filter::IsNull(column),
+                }
+            });
+        let expected =
+            self.model.log().predicate(meta, &Filter::All(expected.collect())).await.map_err(ApiError::from)?;
+        if !rows.is_empty() && rows.iter().all(|row| expected.matches(&row.image)) {
             return Ok(());
         }
         let encoder = self.model.encoder();
@@ -326,10 +343,12 @@ impl Mutation<'_> {
     }
 }
 
-/// Tells whether two mutations ask for the same thing.
-fn fingerprint(arguments: &Arguments) -> String {
-    let mut others: Vec<_> = arguments.iter().filter(|(name, _)| name.as_str() != "mutationId").collect();
-    others.sort_by_key(|(name, _)| name.as_str());
-    let text = serde_json::to_string(&others).unwrap_or_default();
+/// Tells whether two mutations ask for the same thing in the same name.
+fn fingerprint(actor: &Actor, arguments: &Arguments) -> String {
+    // As JSON values, whose objects are in the order of their keys: a client may write the same in another order.
+    let others = arguments.iter().filter(|(name, _)| name.as_str() != "mutationId");
+    let others: BTreeMap<_, _> =
+        others.map(|(name, value)| (name.as_str(), serde_json::to_value(value).unwrap_or_default())).collect();
+    let text = serde_json::to_string(&(actor.as_str(), others)).unwrap_or_default();
     data_encoding::HEXLOWER.encode(&Sha256::digest(text.as_bytes()))
 }

@@ -57,15 +57,23 @@ fn arguments(field: &StreamField) -> Option<&Arguments> {
 }
 
 /// The variables that make two subscriptions different, as text: not those that only say where one starts.
-pub(super) fn group_variables(field: &StreamField, variables: &Variables) -> String {
+pub(super) fn group_variables(field: &StreamField, query: &str, variables: &Variables) -> String {
     let shared: Vec<_> = match arguments(field) {
         Some(arguments) => {
-            let own = ["after", "snapshot"].map(|name| arguments.variable(name));
+            // One that the document uses for something else as well, beside its definition and here, makes a difference.
+            let own = ["after", "snapshot"]
+                .map(|name| arguments.variable(name).filter(|variable| occurrences(query, variable) == 2));
             variables.iter().filter(|(name, _)| !own.contains(&Some(*name))).collect()
         }
         None => variables.iter().collect(),
     };
     serde_json::to_string(&shared).unwrap_or_default()
+}
+
+/// How often a document names a variable.
+fn occurrences(query: &str, variable: &str) -> usize {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    query.split('$').skip(1).filter(|rest| rest.split(|c| !is_name(c)).next() == Some(variable)).count()
 }
 
 /// Subscribers of the same changes.
@@ -259,8 +267,9 @@ impl ChangeGroup {
         let filter = Filter::Any(keys.collect());
         let select = Select { items: items.to_vec(), filter, ..Select::new(entity) };
         loop {
-            match self.model.recorder.fetch(std::slice::from_ref(&select)).await {
-                Ok(parts) => return self.by_key(entity, &parts[0]).unwrap_or_default(),
+            let fetched = self.model.recorder.fetch(std::slice::from_ref(&select)).await;
+            match fetched.and_then(|parts| self.by_key(entity, &parts[0])) {
+                Ok(rows) => return rows,
                 Err(error) => {
                     tracing::warn!(%error, "the relations of changed rows could not be read; trying again");
                     tokio::time::sleep(RETRY).await;

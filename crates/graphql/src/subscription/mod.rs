@@ -139,7 +139,7 @@ impl Subscriptions {
         let key = (
             Arc::from(request.query.as_str()),
             request.operation_name.as_deref().map(Arc::from),
-            changes::group_variables(&stream.field, &variables),
+            changes::group_variables(&stream.field, &request.query, &variables),
         );
         if is_live {
             let group = match self.live.get(&key) {

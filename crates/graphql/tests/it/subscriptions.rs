@@ -86,11 +86,12 @@ async fn a_subscriber_resumes_after_its_cursor() {
     run(&zoo.recorder, "INSERT INTO food (name) VALUES ('malt')").await;
 
     let mut events = zoo.subscribe(FOODS, json!({ "after": cursor })).await;
-    let (first, second) = (events.next().await, events.next().await);
+    // The tail may not have come to the writes yet; then it is said that there is nothing new so far.
+    let (first, second) = (events.eventful().await, events.eventful().await);
     let name = |event: &Value| event["changes"][0]["node"]["name"].clone();
     assert_eq!((name(&first), name(&second)), (json!("milk"), json!("malt")));
     let mut again = zoo.subscribe(FOODS, json!({ "after": first["cursor"] })).await;
-    assert_eq!(name(&again.next().await), "malt");
+    assert_eq!(name(&again.eventful().await), "malt");
 }
 
 #[tokio::test]

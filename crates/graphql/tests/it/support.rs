@@ -138,13 +138,18 @@ impl Events {
     }
 
     /// Goes on to the next event that has changes.
-    pub(crate) async fn changes(&mut self) -> Value {
+    pub(crate) async fn eventful(&mut self) -> Value {
         loop {
-            let mut event = self.next().await;
+            let event = self.next().await;
             if event["changes"].as_array().is_some_and(|changes| !changes.is_empty()) {
-                return event["changes"].take();
+                return event;
             }
         }
+    }
+
+    /// The changes of the next event that has some.
+    pub(crate) async fn changes(&mut self) -> Value {
+        self.eventful().await["changes"].take()
     }
 }
 

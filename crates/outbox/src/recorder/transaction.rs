@@ -54,6 +54,11 @@ impl RecorderTransaction {
         self
     }
 
+    /// In whose name it writes.
+    pub fn actor(&self) -> &Actor {
+        &self.context.actor
+    }
+
     /// The same transaction, writing for this mutation of a client's from here on.
     pub fn set_mutation(&mut self, id: Option<MutationId>) {
         self.context.mutation_id = id;

@@ -156,6 +156,11 @@ impl Catalog {
         self.by_name.get(name).map(|&id| self.entity(id))
     }
 
+    /// The entity of a table, by its name in whatever case: how SQLite sees names.
+    pub(crate) fn find_ignoring_case(&self, name: &str) -> Option<&EntityMeta> {
+        self.entities.iter().find(|entity| entity.name.eq_ignore_ascii_case(name))
+    }
+
     /// The entity of a SeaORM entity type.
     pub fn of<E: EntityTrait>(&self) -> Option<&EntityMeta> {
         self.find(E::default().table_name())

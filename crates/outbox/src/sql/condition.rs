@@ -41,10 +41,6 @@ fn join(
             sql.push(empty);
         }
         [only] => write(dialect, entity, alias, only, sql),
-        parts => {
-            sql.push("(");
-            sql.separated(by, parts, |sql, part| write(dialect, entity, alias, part, sql));
-            sql.push(")");
-        }
+        parts => sql.joined(by, parts, &mut |sql, part| write(dialect, entity, alias, part, sql)),
     }
 }

@@ -51,6 +51,22 @@ impl Sql {
         self
     }
 
+    /// Writes the items in brackets with an operator between them, `AND` or `OR`; as a tree where there are many, since databases bound the
+    /// depth of an expression (SQLite at 1,000) and read a row of operators as so many levels.
+    pub(crate) fn joined<T>(&mut self, operator: &str, items: &[T], write: &mut dyn FnMut(&mut Self, &T)) {
+        const AT_ONCE: usize = 64;
+        self.push("(");
+        if items.len() > AT_ONCE {
+            let (left, right) = items.split_at(items.len() / 2);
+            self.joined(operator, left, write);
+            self.push(operator);
+            self.joined(operator, right, write);
+        } else {
+            self.separated(operator, items, |sql, item| write(sql, item));
+        }
+        self.push(")");
+    }
+
     /// Writes the items with a separator between them.
     pub(crate) fn separated<T>(
         &mut self,

@@ -104,9 +104,7 @@ impl Dialect for SqliteDialect {
     fn is_in(&self, column: Column<'_>, values: &[Value], sql: &mut Sql) {
         match column.meta.kind {
             Kind::DateTime | Kind::Timestamp | Kind::TimestampTz | Kind::Json => {
-                sql.push("(");
-                sql.separated(" OR ", values, |sql, value| self.compare(column, Comparison::Equal, value, sql));
-                sql.push(")");
+                sql.joined(" OR ", values, &mut |sql, value| self.compare(column, Comparison::Equal, value, sql));
             }
             _ => {
                 column.write(self, sql);

@@ -358,7 +358,7 @@ pub(super) async fn prune(
         removed = connection
             .maintain(&format!(
                 "UPDATE tidewire_log SET trimmed_through = max(trimmed_through, {boundary});
-                 DELETE FROM tidewire_epoch WHERE id < (SELECT max(id) FROM tidewire_epoch WHERE since <= {boundary});
+                 DELETE FROM tidewire_epoch WHERE id < (SELECT max(id) FROM tidewire_epoch WHERE since < {boundary});
                  DELETE FROM tidewire_outbox WHERE seq <= {boundary}"
             ))
             .await?;
@@ -368,11 +368,11 @@ pub(super) async fn prune(
 }
 
 pub(super) async fn stats(database: &Sqlite) -> Result<Stats> {
-    let row = sqlx::query(
+    let row = sqlx::query(AssertSqlSafe(format!(
         "SELECT coalesce((SELECT max(seq) - min(seq) + 1 FROM tidewire_outbox), 0), (SELECT min(seq) FROM tidewire_outbox), (SELECT max(seq) FROM tidewire_outbox),
          (SELECT at FROM tidewire_outbox ORDER BY seq LIMIT 1), (SELECT at FROM tidewire_outbox ORDER BY seq DESC LIMIT 1),
-         (SELECT trimmed_through FROM tidewire_log)",
-    )
+         (SELECT trimmed_through FROM tidewire_log), {SEQUENCE}"
+    )))
     .fetch_one(&database.readers)
     .await
     .map_err(database_error)?;
@@ -383,6 +383,7 @@ pub(super) async fn stats(database: &Sqlite) -> Result<Stats> {
         oldest_at: row.get::<Option<i64>, _>(3).and_then(DateTime::from_timestamp_millis),
         newest_at: row.get::<Option<i64>, _>(4).and_then(DateTime::from_timestamp_millis),
         trimmed_through: number(&row, 5),
+        recorded: number(&row, 6),
     })
 }
 

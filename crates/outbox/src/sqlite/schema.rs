@@ -62,8 +62,11 @@ pub(super) async fn inspect(conn: &mut SqliteConnection, catalog: &Catalog) -> R
         let (kind, name, table, sql): (String, String, String, String) =
             (row.get(0), row.get(1), row.get(2), row.get(3));
         let about_us = match kind.as_str() {
-            "trigger" => catalog.entities().iter().any(|entity| entity.name == table || mentions(&sql, entity.name)),
-            "table" => catalog.find(&name).is_some(),
+            "trigger" => {
+                catalog.find_ignoring_case(&table).is_some()
+                    || catalog.entities().iter().any(|entity| mentions(&sql, entity.name))
+            }
+            "table" => catalog.find_ignoring_case(&name).is_some(),
             _ => false,
         };
         found.has_triggers |= about_us && kind == "trigger";
@@ -132,7 +135,7 @@ async fn check_columns(conn: &mut SqliteConnection, catalog: &Catalog) -> Result
 }
 
 fn note_collations(semantics: &mut Semantics, catalog: &Catalog, table: &str, sql: &str) {
-    let Some(entity) = catalog.find(table) else { return };
+    let Some(entity) = catalog.find_ignoring_case(table) else { return };
     semantics.collations.resize(catalog.entities().len(), Vec::new());
     let columns = &mut semantics.collations[entity.id.index()];
     columns.resize(entity.columns.len(), Collation::Binary);

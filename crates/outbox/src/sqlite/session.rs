@@ -21,7 +21,7 @@ use super::{
 use crate::{
     context::Context,
     database::{Executed, Rows, Session, Text},
-    error::Result,
+    error::{Error, ErrorKind, Result},
     registry::Catalog,
     sql::{self, Select, Sql},
 };
@@ -50,11 +50,14 @@ impl SqliteSession {
     async fn turn(&self) -> Result<Held<'_>, DbErr> {
         let mut guard = self.turn.lock().await;
         let Some(turn) = guard.as_mut() else {
-            return Err(DbErr::Custom("tidewire: the transaction has ended".into()));
+            return Err(ended("the transaction has ended"));
         };
+        if !turn.connection().is_open() {
+            return Err(ended("SQLite has rolled the transaction back after an error"));
+        }
         let level = self.abandoned.swap(0, Ordering::AcqRel);
         if level > 0 {
-            turn.connection().control(rollback_to(level)).await?;
+            turn.connection().rollback_to(&savepoint(level)).await?;
         }
         Ok(Held(guard))
     }
@@ -72,8 +75,12 @@ impl Held<'_> {
     }
 }
 
-fn rollback_to(level: u32) -> String {
-    format!("ROLLBACK TO tidewire_{level}; RELEASE tidewire_{level}")
+fn ended(why: &str) -> DbErr {
+    Error::new(ErrorKind::Database, why).into()
+}
+
+fn savepoint(level: u32) -> String {
+    format!("tidewire_{level}")
 }
 
 #[async_trait]
@@ -108,15 +115,15 @@ impl Session for SqliteSession {
     }
 
     async fn savepoint(&self, level: u32) -> Result<(), DbErr> {
-        self.turn().await?.connection().control(format!("SAVEPOINT tidewire_{level}")).await
+        self.turn().await?.connection().control(format!("SAVEPOINT {}", savepoint(level))).await
     }
 
     async fn release(&self, level: u32) -> Result<(), DbErr> {
-        self.turn().await?.connection().control(format!("RELEASE tidewire_{level}")).await
+        self.turn().await?.connection().control(format!("RELEASE {}", savepoint(level))).await
     }
 
     async fn rollback_to(&self, level: u32) -> Result<(), DbErr> {
-        self.turn().await?.connection().control(rollback_to(level)).await
+        self.turn().await?.connection().rollback_to(&savepoint(level)).await
     }
 
     fn abandon(&self, level: u32) {
@@ -134,9 +141,9 @@ impl Session for SqliteSession {
     }
 
     async fn rollback(&self) -> Result<(), DbErr> {
-        let ended = self.turn().await?.connection().rollback().await;
-        self.end().await;
-        ended
+        let Some(mut turn) = self.end().await else { return Ok(()) };
+        let connection = turn.connection();
+        if connection.is_open() { connection.rollback().await } else { Ok(()) }
     }
 
     async fn own(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {

@@ -117,25 +117,14 @@ impl Words<'_> {
         if first != "WITH" {
             return first;
         }
-        let mut depth = 0_u32;
-        for (index, token) in self.tokens.iter().enumerate() {
-            match token {
-                Token::LParen => depth += 1,
-                Token::RParen => depth = depth.saturating_sub(1),
-                _ if depth == 0 => {
-                    let word = self.word(index);
-                    if matches!(word.as_str(), "SELECT" | "VALUES" | "INSERT" | "REPLACE" | "UPDATE" | "DELETE") {
-                        return word;
-                    }
-                }
-                _ => {}
-            }
-        }
-        first
+        let words = self.outside_brackets().map(|index| self.word(index));
+        let is_verb =
+            |word: &String| matches!(word.as_str(), "SELECT" | "VALUES" | "INSERT" | "REPLACE" | "UPDATE" | "DELETE");
+        words.into_iter().find(is_verb).unwrap_or(first)
     }
 
     fn write(&self, verb: &str) -> Result<Effect, String> {
-        let start = (0..self.tokens.len()).find(|&index| self.word(index) == verb).unwrap_or(0);
+        let start = self.outside_brackets().find(|&index| self.word(index) == verb).unwrap_or(0);
         let mut at = start + 1;
         let mut replaces = verb == "REPLACE";
         if self.word(at) == "OR" {
@@ -154,10 +143,10 @@ impl Words<'_> {
             at += 1;
         }
         let table = self.name(at);
-        if table.starts_with("tidewire_") {
+        if is_own(&table) {
             return Err(format!("{verb} on {table}: Tidewire's own tables are written by Tidewire alone"));
         }
-        if replaces && !self.replace_is_seen && self.catalog.find(&table).is_some() {
+        if replaces && !self.replace_is_seen && self.catalog.find_ignoring_case(&table).is_some() {
             return Err(format!(
                 "{verb} on {table} may remove rows unseen, because the database has triggers of its own. Use an upsert (`on_conflict`) instead"
             ));
@@ -171,6 +160,14 @@ impl Words<'_> {
             .map(|index| self.word(index))
             .find(|word| matches!(word.as_str(), "TABLE" | "INDEX" | "VIEW" | "TRIGGER"))
             .unwrap_or_default();
+        let place = self.tokens.iter().position(|token| matches!(token, Token::LParen)).unwrap_or(self.tokens.len());
+        if verb == "CREATE" && (1..place).any(|index| matches!(self.word(index).as_str(), "TEMP" | "TEMPORARY")) {
+            return Err(
+                "CREATE TEMP would hide a table from the connection that captures, and others would not see it. Use \
+                        a table of the database"
+                    .into(),
+            );
+        }
         match (verb, what.as_str()) {
             ("CREATE", "TABLE" | "INDEX" | "VIEW") | ("DROP", "INDEX" | "VIEW") => Ok(Effect::Write),
             _ => {
@@ -225,6 +222,19 @@ impl Words<'_> {
         }
     }
 
+    /// The places of the tokens that stand in no brackets.
+    fn outside_brackets(&self) -> impl Iterator<Item = usize> {
+        let mut depth = 0_u32;
+        self.tokens.iter().enumerate().filter_map(move |(index, token)| {
+            match token {
+                Token::LParen => depth += 1,
+                Token::RParen => depth = depth.saturating_sub(1),
+                _ => return (depth == 0).then_some(index),
+            }
+            None
+        })
+    }
+
     /// The last part of the (possibly qualified, possibly quoted) name at a place.
     fn name(&self, mut index: usize) -> String {
         while self.tokens.get(index + 1) == Some(&Token::Period) {
@@ -236,6 +246,11 @@ impl Words<'_> {
             _ => String::new(),
         }
     }
+}
+
+/// Whether a name is of one of Tidewire's own tables. SQLite leaves the case of names aside.
+fn is_own(name: &str) -> bool {
+    name.get(..9).is_some_and(|start| start.eq_ignore_ascii_case("tidewire_"))
 }
 
 /// How a table's columns collate, read from its `CREATE TABLE` statement: column name in lower case, collation name in upper case.
@@ -334,6 +349,11 @@ mod tests {
             "PRAGMA foreign_keys(0)",
             "INSERT OR FAIL INTO t VALUES (1)",
             "DELETE FROM tidewire_outbox",
+            "DELETE FROM TIDEWIRE_OUTBOX",
+            "WITH a AS (SELECT replace('a', 'b', 'c')) REPLACE INTO \"Tidewire_log\" VALUES (1)",
+            "CREATE TEMP TABLE t (a)",
+            "CREATE TEMPORARY VIEW t AS SELECT 1",
+            "CREATE TABLE temp.t (a)",
             "UPDATE main.\"tidewire_outbox\" SET seq = 1",
             "VACUUM",
             "INSERT INTO t VALUES ('open",
