@@ -78,9 +78,13 @@ async fn a_query_may_come_by_get_and_a_mutation_may_not() {
         .get(RESPONSE, "query=query%20A(%24n%3AString)%7Bfood(filters%3A%7Bname%3A%7Beq%3A%24n%7D%7D)%7Bnodes%7Bname%7D%7D%7D&variables=%7B%22n%22%3A%22meat%22%7D&operationName=A&extensions=%7B%7D")
         .await;
     assert_eq!((status, answer.as_str()), (StatusCode::OK, FOODS));
-    let (status, _, answer) = client.get(RESPONSE, "query=mutation%7BfoodDelete%7D").await;
-    assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED);
-    assert!(answer.contains("OPERATION_NOT_ALLOWED"), "{answer}");
+    for accept in [RESPONSE, JSON, "text/event-stream"] {
+        let (status, _, answer) = client.get(accept, "query=mutation%7BfoodDelete%7D").await;
+        assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED, "{accept}");
+        assert!(answer.contains("OPERATION_NOT_ALLOWED"), "{answer}");
+    }
+    let (_, _, answer) = client.get(JSON, "query=%7Bfood%7Bnodes%7Bname%7D%7D%7D").await;
+    assert_eq!(answer, FOODS, "nothing was deleted");
     for query in
         ["", "variables=%7B%7D", "query=%7B__typename%7D&variables=x", "query=%7B__typename%7D&variables=%5B%5D"]
     {

@@ -1,8 +1,11 @@
 //! Mutations: one transaction a document, once for each id, and never over what the client has not seen.
 
-use sea_orm::{ConnectionTrait, EntityTrait, PaginatorTrait};
+use sea_orm::{ActiveModelTrait, ConnectionTrait, EntityTrait, PaginatorTrait, Set};
 use serde_json::{Value, json};
-use tidewire_graphql::{Options, Request};
+use tidewire_graphql::{
+    Api, Options, Request,
+    async_graphql::dynamic::{Field, FieldFuture, FieldValue, TypeRef},
+};
 use tidewire_outbox::{Actor, Cursor, Origin, Step};
 use tidewire_testkit::{
     soon,
@@ -155,6 +158,36 @@ async fn a_write_on_a_stale_row_is_refused_with_the_row_as_it_is() {
     assert_eq!(zoo.error(delete, json!({})).await["extensions"]["current"], json!([]));
     let delete = "mutation { keeperDelete(filter: { id: { eq: 1 } }, ifMatch: { name: \"Ada\" }) }";
     assert_eq!(zoo.data(delete).await["keeperDelete"], 1);
+    // Equal is what the database calls equal: leo's price is 1500.25.
+    let update = "mutation { animalUpdate(data: { tame: true }, filter: { name: { eq: \"leo\" } }, ifMatch: { price: \"1500.2500\" }) { tame } }";
+    assert_eq!(zoo.data(update).await["animalUpdate"], json!([{ "tame": true }]));
+}
+
+#[tokio::test]
+async fn a_field_added_by_hand_writes_in_the_documents_transaction() {
+    let zoo = Zoo::new().await;
+    let field = Field::new("addFoods", TypeRef::named_nn(TypeRef::INT), |ctx| {
+        FieldFuture::new(async move {
+            let transaction = tidewire_graphql::transaction(&ctx).await?;
+            for name in ["oats", "bran"] {
+                food::ActiveModel { name: Set(name.into()), ..Default::default() }.insert(&*transaction).await?;
+            }
+            Ok(Some(FieldValue::value(2)))
+        })
+    });
+    let api = Api::builder(zoo.recorder.clone()).mutation(field).finish().unwrap();
+    let before = zoo.recorder.log().position().await.unwrap();
+    let run = async |query: &str| api.execute(request(query, json!({}))).await.json;
+    assert_eq!(
+        run(r#"mutation { addFoods foodCreateOne(data: { name: "rye" }) { name } }"#).await,
+        r#"{"data":{"addFoods":2,"foodCreateOne":{"name":"rye"}}}"#
+    );
+    // The second field fails, so the first has not happened either.
+    let failed = run(r#"mutation { addFoods foodCreateOne(data: { id: 1, name: "rye" }) { name } }"#).await;
+    assert!(failed.contains("ALREADY_EXISTS"), "{failed}");
+    let transactions = log(&zoo, before).await;
+    assert_eq!(transactions.len(), 1, "{transactions:?}");
+    assert_eq!(transactions[0].len(), 3, "{transactions:?}");
 }
 
 #[tokio::test]

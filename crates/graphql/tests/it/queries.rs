@@ -70,6 +70,18 @@ async fn filters_choose_rows() {
 }
 
 #[tokio::test]
+async fn a_condition_may_be_long() {
+    let zoo = Zoo::populated().await;
+    let or: Vec<_> = (0..3_000)
+        .map(|n| json!({ "name": { "eq": format!("food {n}") } }))
+        .chain([json!({ "name": { "eq": "fish" } })])
+        .collect();
+    let query = "query ($or: [FoodFilterInput!]) { food(filters: { or: $or }) { nodes { name } } }";
+    let found = zoo.run(query, json!({ "or": or })).await;
+    assert_eq!(found["data"]["food"]["nodes"], json!([{ "name": "fish" }]), "{found}");
+}
+
+#[tokio::test]
 async fn having_asks_for_related_rows() {
     let zoo = Zoo::populated().await;
     for (having, expected) in [

@@ -463,6 +463,13 @@ async fn context_is_recorded_with_each_change() {
     transaction.set_mutation(None);
     let transaction = transaction.acting_as(Actor::service("billing"));
     food("d").insert(&transaction).await.unwrap();
+    // A name that was set inside what is rolled back holds for what comes after it too.
+    let inner = transaction.begin().await.unwrap().acting_as(Actor::user("bo"));
+    food("undone").insert(&inner).await.unwrap();
+    inner.rollback().await.unwrap();
+    let inner = transaction.begin().await.unwrap().acting_as(Actor::user("bo"));
+    food("e").insert(&inner).await.unwrap();
+    inner.commit().await.unwrap();
     transaction.commit().await.unwrap();
 
     // THEN each change says who answers for it
@@ -478,7 +485,10 @@ async fn context_is_recorded_with_each_change() {
         })
         .collect();
     let said: Vec<_> = said.iter().map(|parts| parts.join(" ")).collect();
-    assert_eq!(said, ["service:app - -", "user:ada phone -", "user:ada phone m1", "service:billing phone -"]);
+    assert_eq!(
+        said,
+        ["service:app - -", "user:ada phone -", "user:ada phone m1", "service:billing phone -", "user:bo phone -"]
+    );
 }
 
 #[tokio::test]
@@ -492,6 +502,8 @@ async fn what_cannot_be_recorded_is_refused_and_changes_nothing() {
         "ALTER TABLE keeper ADD COLUMN secret TEXT DEFAULT 'hunter2'",
         "CREATE TRIGGER x AFTER INSERT ON food BEGIN DELETE FROM food; END",
         "DELETE FROM tidewire_outbox",
+        "DELETE FROM TideWire_Outbox",
+        "CREATE TEMP TABLE food (name TEXT)",
         "UPDATE OR ROLLBACK keeper SET name = 'hunter2'",
         "INSERT OR FAIL INTO food (name) VALUES ('hunter2')",
         "ATTACH 'other.db' AS other",
