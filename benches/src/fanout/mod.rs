@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use sea_orm::EntityTrait;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
@@ -123,8 +123,8 @@ async fn at_once(kind: Kind, subscribers: usize, changes: usize) -> Result<f64> 
     }
     // One subscriber makes the tail run, so that what is written next is in memory; those who are measured resume before it.
     let warm = Arc::new(AtomicU64::new(0));
-    let _warm = connect(&server, 1, None, &warm).await?;
     let after = demo.recorder.log().position().await?.to_string();
+    let _warm = connect(&server, 1, Some(&after), &warm).await?;
     write_all(&demo.recorder, changes).await?;
     wait_for(&warm, changes as u64).await?;
     let (_clients, began) = connect_timed(&server, subscribers, Some(&after), &received).await?;
@@ -173,5 +173,7 @@ async fn wait_for(received: &AtomicU64, expected: u64) -> Result<()> {
             sleep(Duration::from_millis(1)).await;
         }
     };
-    Ok(timeout(Duration::from_secs(120), waiting).await?)
+    timeout(Duration::from_secs(120), waiting)
+        .await
+        .with_context(|| format!("{} of {expected} events came", received.load(Ordering::Relaxed)))
 }
