@@ -56,7 +56,7 @@ impl From<film::Model> for Film {
         Self {
             film_id: film.film_id,
             title: film.title,
-            description: film.description.map(|description| description.to_string()),
+            description: film.description,
             release_year: film.release_year,
             rental_duration: film.rental_duration,
             rental_rate: film.rental_rate.to_string(),
