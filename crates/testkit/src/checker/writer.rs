@@ -20,7 +20,7 @@ const TASKS: u64 = 3;
 /// From how many keys the writers choose: few, so that they get into each other's way.
 const PARENTS: i64 = 40;
 
-/// A command that runs a writer: this test program again, with nothing but the test of this name, which must call [`write`].
+/// A command that runs a writer: this test program again, with nothing but the test of this name, which must call [`write()`].
 ///
 /// ```no_run
 /// #[tokio::test]

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::{animal::Species, everything};
 
-/// A row of [`everything`], with any values that the columns can hold. Its key is 0.
+/// A row of [`mod@everything`], with any values that the columns can hold. Its key is 0.
 pub fn everything() -> impl Strategy<Value = everything::Model> {
     let integers = (any::<i8>(), any::<i16>(), any::<i32>(), any::<i64>(), any::<u8>(), any::<u16>(), any::<u32>());
     let others = (any::<bool>(), float(), double(), decimal(), text(), bytes(), json(), uuid());
