@@ -14,7 +14,7 @@ use tidewire_outbox::Recorder;
 
 pub use self::{
     doctor::doctor,
-    migrate::{MigrateCommand, migrate},
+    migrate::{CaptureCommand, MigrateCommand, capture, migrate},
     seed::seed,
     serve::{App, start},
     tail::{TailOptions, tail},

@@ -5,7 +5,7 @@ use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use tidewire::{
-    MigrateCommand, TailOptions,
+    CaptureCommand, MigrateCommand, TailOptions,
     config::{Config, Format},
 };
 
@@ -26,7 +26,7 @@ struct Global {
     /// A file with settings; `config.default.toml` in the source shows them all
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The database, for example `sqlite://tidewire.db?mode=rwc`
+    /// The database, for example `sqlite://tidewire.db?mode=rwc` or `postgres://user@host/database`
     #[arg(long, global = true, value_name = "URL")]
     database: Option<String>,
 }
@@ -43,6 +43,11 @@ enum Command {
     Migrate {
         #[command(subcommand)]
         command: MigrateCommand,
+    },
+    /// Put what capture needs into the database, or take it out
+    Capture {
+        #[command(subcommand)]
+        command: CaptureCommand,
     },
     /// Fill an empty database with rows that look real, the same each time
     Seed {
@@ -100,6 +105,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
             serve(config, false).await?;
         }
         Some(Command::Migrate { command }) => tidewire::migrate(&config, command).await?,
+        Some(Command::Capture { command }) => tidewire::capture(&config, command).await?,
         Some(Command::Seed { rows }) => {
             let recorder = tidewire::connect(&config).await?;
             let seeded = tidewire::seed(&recorder, rows).await?;

@@ -49,5 +49,41 @@ pub async fn migrate(config: &Config, command: MigrateCommand) -> Result<()> {
 }
 
 pub(crate) async fn up(recorder: &Recorder) -> Result<()> {
-    Migrator::up(recorder.unrecorded(), None).await.context("the migrations failed")
+    Migrator::up(recorder.unrecorded(), None).await.context("the migrations failed")?;
+    recorder.install_capture().await.context("what capture needs cannot be put into the database")
+}
+
+/// What to do with what capture keeps in the database: the triggers, on PostgreSQL.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum CaptureCommand {
+    /// Put it in place, or bring it up to date
+    Install,
+    /// Remove it; nothing is recorded from then on
+    Remove,
+    /// Say whether writes are recorded
+    Status,
+}
+
+/// Runs a capture command and prints what it did.
+///
+/// # Errors
+/// The database cannot be opened, or may not be changed; for `Status`, why writes are not recorded.
+pub async fn capture(config: &Config, command: CaptureCommand) -> Result<()> {
+    let recorder = crate::connect(config).await?;
+    match command {
+        CaptureCommand::Install => {
+            recorder.install_capture().await?;
+            println!("writes of {} entities are recorded", recorder.catalog().entities().len());
+        }
+        CaptureCommand::Remove => {
+            recorder.remove_capture().await?;
+            println!("removed");
+        }
+        CaptureCommand::Status => {
+            recorder.check().await?;
+            println!("writes of {} entities are recorded", recorder.catalog().entities().len());
+        }
+    }
+    recorder.close().await;
+    Ok(())
 }

@@ -8,7 +8,7 @@ use entity::{attachment, comment, label, member, project, task, task_label, user
 use rand::{Rng, SeedableRng, seq::IndexedRandom};
 use rand_chacha::ChaCha8Rng;
 use rust_decimal::Decimal;
-use sea_orm::{ConnectionTrait, EntityTrait, PaginatorTrait, Set, TransactionSession, TransactionTrait};
+use sea_orm::{ConnectionTrait, DbBackend, EntityTrait, PaginatorTrait, Set, TransactionSession, TransactionTrait};
 use tidewire_outbox::{Actor, Recorder, RecorderTransaction};
 use uuid::Uuid;
 
@@ -122,7 +122,22 @@ pub async fn seed(recorder: &Recorder, tasks: usize) -> Result<Seeded> {
     let transaction = recorder.clone().acting_as(Actor::service("seed")).begin().await?;
     let seeded = Seeder::new(tasks).write(&transaction).await?;
     transaction.commit().await?;
+    advance_sequences(recorder).await?;
     Ok(seeded)
+}
+
+/// The rows came with their keys, of which PostgreSQL's sequences know nothing: the next row without one would get one that is taken.
+async fn advance_sequences(recorder: &Recorder) -> Result<()> {
+    if recorder.get_database_backend() != DbBackend::Postgres {
+        return Ok(());
+    }
+    for table in ["user", "project", "label", "comment", "attachment"] {
+        let sql = format!(
+            r#"SELECT setval(pg_get_serial_sequence('"{table}"', 'id'), coalesce((SELECT max(id) FROM "{table}"), 0) + 1, false)"#
+        );
+        recorder.unrecorded().execute_unprepared(&sql).await?;
+    }
+    Ok(())
 }
 
 struct Seeder {

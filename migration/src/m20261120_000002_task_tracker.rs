@@ -1,4 +1,4 @@
-use sea_orm_migration::{prelude::*, schema::*};
+use sea_orm_migration::{prelude::*, schema::*, sea_orm::DbBackend, sea_query::extension::postgres::Type};
 
 #[derive(DeriveMigrationName)]
 pub(crate) struct Migration;
@@ -87,6 +87,14 @@ enum Attachment {
     CreatedAt,
 }
 
+const ROLES: [&str; 3] = ["owner", "editor", "viewer"];
+const STATUSES: [&str; 4] = ["open", "in_progress", "blocked", "closed"];
+
+/// The enumerations that are types of their own where the database has such types.
+fn types() -> [(&'static str, &'static [&'static str]); 2] {
+    [("member_role", &ROLES), ("task_status", &STATUSES)]
+}
+
 fn now(column: impl IntoIden) -> ColumnDef {
     timestamp_with_time_zone(column).default(Expr::current_timestamp()).take()
 }
@@ -106,6 +114,12 @@ impl MigrationTrait for Migration {
         }
         use ForeignKeyAction::{Cascade, SetNull};
 
+        if manager.get_database_backend() == DbBackend::Postgres {
+            for (name, values) in types() {
+                let values = values.iter().map(|value| Alias::new(*value));
+                manager.create_type(Type::create().as_enum(Alias::new(name)).values(values).to_owned()).await?;
+            }
+        }
         let user = Table::create()
             .table(User::Table)
             .col(big_integer(User::Id).primary_key().auto_increment())
@@ -125,7 +139,7 @@ impl MigrationTrait for Migration {
             .table(Member::Table)
             .col(big_integer(Member::UserId))
             .col(big_integer(Member::ProjectId))
-            .col(enumeration(Member::Role, "member_role", ["owner", "editor", "viewer"]))
+            .col(enumeration(Member::Role, "member_role", ROLES))
             .col(now(Member::Since))
             .primary_key(Index::create().col(Member::UserId).col(Member::ProjectId))
             .foreign_key(&mut cascade(column!(Member::UserId), column!(User::Id), Cascade))
@@ -138,7 +152,7 @@ impl MigrationTrait for Migration {
             .col(big_integer_null(Task::AssigneeId))
             .col(string(Task::Title))
             .col(text(Task::Body).default(""))
-            .col(enumeration(Task::Status, "task_status", ["open", "in_progress", "blocked", "closed"]).default("open"))
+            .col(enumeration(Task::Status, "task_status", STATUSES).default("open"))
             .col(integer(Task::Priority).default(0))
             .col(boolean(Task::Done).default(false))
             .col(decimal_len(Task::Position, 20, 10).default(0))
@@ -218,6 +232,11 @@ impl MigrationTrait for Migration {
             User::Table.into_iden(),
         ] {
             manager.drop_table(Table::drop().table(table).take()).await?;
+        }
+        if manager.get_database_backend() == DbBackend::Postgres {
+            for (name, _) in types() {
+                manager.drop_type(Type::drop().name(Alias::new(name)).to_owned()).await?;
+            }
         }
         Ok(())
     }

@@ -12,8 +12,18 @@ use tokio::{net::TcpListener, sync::oneshot};
 /// I1, I3, I4, I5: whatever the writers do and however they die, every subscriber sees every change once, in order, in whole transactions.
 #[tokio::test(flavor = "multi_thread")]
 async fn subscribers_see_every_change_once_in_order_and_whole() {
+    check(TestDatabase::sqlite(), 100_000).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn subscribers_see_every_change_once_in_order_and_whole_on_postgres() {
+    if let Some(database) = TestDatabase::postgres().await {
+        check(database, 50_000).await;
+    }
+}
+
+async fn check(database: TestDatabase, changes: u64) {
     // GIVEN a database, and a server that remembers so little that those who were away must read from the outbox
-    let database = TestDatabase::sqlite();
     let mut options = RecorderOptions::default();
     options.log.ring_max_transactions = 50;
     options.log.chunk_changes = 64;
@@ -25,7 +35,7 @@ async fn subscribers_see_every_change_once_in_order_and_whole() {
     let checker = Checker {
         recorder: &recorder,
         writer: &|seed| writer("checker::checker_writer", database.url(), seed),
-        changes: 100_000,
+        changes,
         seed: 1,
     };
     let subscribers: Vec<Box<dyn Subscriber>> = vec![
@@ -37,7 +47,7 @@ async fn subscribers_see_every_change_once_in_order_and_whole() {
 
     // THEN (checked on the way and at the end) all is well
     println!("{report:?}");
-    assert!(report.changes >= 100_000 && report.kills > 10 && report.connections > 10, "{report:?}");
+    assert!(report.changes >= changes && report.kills > 10 && report.connections > 10, "{report:?}");
     server.stop().await;
 }
 

@@ -9,3 +9,4 @@ mod clients;
 mod contract;
 mod faults;
 mod locks;
+mod postgres;

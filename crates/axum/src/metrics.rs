@@ -33,7 +33,7 @@ pub(crate) async fn ready(AxumState(state): AxumState<State>) -> Response {
     if !log.tail_stats().healthy {
         return (StatusCode::SERVICE_UNAVAILABLE, "the outbox cannot be read\n").into_response();
     }
-    match log.position().await {
+    match log.stats().await {
         Ok(_) => "ready\n".into_response(),
         Err(error) => {
             tracing::warn!(%error, "not ready");

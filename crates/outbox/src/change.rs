@@ -121,3 +121,23 @@ impl Transaction {
         self.changes.iter().map(Change::size).sum()
     }
 }
+
+/// Shares equal texts among the changes of a read: actors, origins and mutation ids repeat.
+#[derive(Debug, Default)]
+pub(crate) struct Texts(Vec<Arc<str>>);
+
+impl Texts {
+    pub(crate) fn share(&mut self, text: Option<&str>) -> Option<Arc<str>> {
+        const RECENT: usize = 16;
+        let text = text?;
+        if let Some(known) = self.0.iter().find(|known| known.as_ref() == text) {
+            return Some(Arc::clone(known));
+        }
+        if self.0.len() == RECENT {
+            self.0.clear();
+        }
+        let shared: Arc<str> = text.into();
+        self.0.push(Arc::clone(&shared));
+        Some(shared)
+    }
+}

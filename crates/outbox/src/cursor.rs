@@ -1,4 +1,4 @@
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
 use crate::error::{Error, ErrorKind};
 
@@ -22,6 +22,33 @@ enum Seen {
     Nothing,
     /// Everything up to a number. Enough where the database has one writer at a time.
     Through { epoch: Epoch, seq: u64 },
+    /// Everything that is visible in a database snapshot, and of what a later one shows, the transactions whose last change has at most this
+    /// number. For databases with many writers at a time, whose numbers are not in the order of commits.
+    Visible { epoch: Epoch, base: Arc<DatabaseSnapshot>, further: Option<(Arc<DatabaseSnapshot>, u64)> },
+}
+
+/// Which transactions a database shows at one moment, by their ids.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct DatabaseSnapshot {
+    /// The id after the last that had ended. None from this one on is visible, though some may have begun.
+    pub(crate) xmax: u64,
+    /// Ids before it that had not ended, in order.
+    pub(crate) in_flight: Vec<u64>,
+    /// The number that the outbox had given last, shortly before: says about where this is, and decides nothing.
+    pub(crate) sequence: u64,
+}
+
+impl DatabaseSnapshot {
+    /// The oldest id that may not be visible.
+    pub(crate) fn xmin(&self) -> u64 {
+        self.in_flight.first().copied().unwrap_or(self.xmax)
+    }
+
+    /// Whether everything that the other shows is shown here. Snapshots of one database grow with time, so one of two always covers the other.
+    fn covers(&self, other: &Self) -> bool {
+        self.xmax >= other.xmax
+            && self.in_flight.iter().all(|id| *id >= other.xmax || other.in_flight.binary_search(id).is_ok())
+    }
 }
 
 impl Cursor {
@@ -34,17 +61,54 @@ impl Cursor {
         Self(Seen::Through { epoch, seq })
     }
 
-    /// The number up to which everything has been seen, and the epoch that number belongs to (none before the first transaction).
+    pub(crate) fn visible(epoch: Epoch, base: Arc<DatabaseSnapshot>) -> Self {
+        Self(Seen::Visible { epoch, base, further: None })
+    }
+
+    /// What `base` shows, and of what `further` shows, the transactions whose last change has at most this number.
+    pub(crate) fn partly(epoch: Epoch, base: Arc<DatabaseSnapshot>, further: Arc<DatabaseSnapshot>, seq: u64) -> Self {
+        Self(Seen::Visible { epoch, base, further: Some((further, seq)) })
+    }
+
+    /// The number up to which everything has been seen, and the epoch that number belongs to (none before the first transaction). Where
+    /// numbers are not in the order of commits, it only says about where.
     pub(crate) fn position(&self) -> (Option<Epoch>, u64) {
-        match self.0 {
+        match &self.0 {
             Seen::Nothing => (None, 0),
-            Seen::Through { epoch, seq } => (Some(epoch), seq),
+            Seen::Through { epoch, seq } => (Some(*epoch), *seq),
+            Seen::Visible { epoch, base, further } => {
+                (Some(*epoch), further.as_ref().map_or(base.sequence, |(_, seq)| *seq))
+            }
         }
     }
 
-    /// Whether the holder of this cursor has seen all that the holder of the other has.
-    pub(crate) fn covers(&self, other: &Cursor) -> bool {
-        self.position().1 >= other.position().1
+    /// The snapshots and the number of a cursor made by [`visible`](Self::visible) or [`partly`](Self::partly).
+    #[expect(clippy::type_complexity, reason = "as it is kept")]
+    pub(crate) fn snapshots(&self) -> Option<(Epoch, &Arc<DatabaseSnapshot>, Option<(&Arc<DatabaseSnapshot>, u64)>)> {
+        match &self.0 {
+            Seen::Visible { epoch, base, further } => {
+                Some((*epoch, base, further.as_ref().map(|(snapshot, seq)| (snapshot, *seq))))
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether its transactions are those up to a number, so that cursors are in the order of their numbers.
+    pub(crate) fn is_number(&self) -> bool {
+        !matches!(self.0, Seen::Visible { .. })
+    }
+
+    /// Whether the holder of this cursor has seen all that the holder of the other has. `false` also where that is not known.
+    pub fn covers(&self, other: &Cursor) -> bool {
+        match (&self.0, &other.0) {
+            (_, Seen::Nothing) => true,
+            (Seen::Nothing, Seen::Visible { .. }) => false,
+            (Seen::Nothing, Seen::Through { seq, .. }) => *seq == 0,
+            (Seen::Visible { base, .. }, Seen::Visible { base: other, further, .. }) => {
+                base.covers(other) && further.as_ref().is_none_or(|(further, _)| base.covers(further))
+            }
+            _ => self.position().1 >= other.position().1,
+        }
     }
 }
 
@@ -52,12 +116,24 @@ impl Cursor {
 // accidents (a cut or mixed-up text), not against malice: a cursor grants nothing.
 const VERSION_NOTHING: u8 = 0;
 const VERSION_THROUGH: u8 = 1;
+const VERSION_VISIBLE: u8 = 2;
+/// A snapshot of a thousand transactions in flight, twice, has some room in this.
+const MAX_TEXT: usize = 32 << 10;
 
 impl fmt::Display for Cursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut bytes = Vec::with_capacity(24);
-        match self.0 {
+        match &self.0 {
             Seen::Nothing => bytes.push(VERSION_NOTHING),
+            Seen::Visible { epoch, base, further } => {
+                bytes.push(VERSION_VISIBLE);
+                bytes.extend_from_slice(&epoch.0.to_be_bytes());
+                write_snapshot(base, &mut bytes);
+                if let Some((further, seq)) = further {
+                    write_snapshot(further, &mut bytes);
+                    write_number(*seq, &mut bytes);
+                }
+            }
             Seen::Through { epoch, seq } => {
                 bytes.push(VERSION_THROUGH);
                 bytes.extend_from_slice(&epoch.0.to_be_bytes());
@@ -84,7 +160,7 @@ impl FromStr for Cursor {
 
 fn parse(text: &str) -> Option<Cursor> {
     // No cursor of any version is longer; a longer text is not worth decoding.
-    if text.len() > 4096 {
+    if text.len() > MAX_TEXT {
         return None;
     }
     let bytes = data_encoding::BASE64URL_NOPAD.decode(text.as_bytes()).ok()?;
@@ -99,8 +175,69 @@ fn parse(text: &str) -> Option<Cursor> {
             let seq: &[u8; 8] = rest.try_into().ok()?;
             Some(Cursor::through(Epoch(u64::from_be_bytes(*epoch)), u64::from_be_bytes(*seq)))
         }
+        [VERSION_VISIBLE, ref payload @ ..] => {
+            let (epoch, mut rest) = payload.split_first_chunk::<8>()?;
+            let epoch = Epoch(u64::from_be_bytes(*epoch));
+            let base = Arc::new(read_snapshot(&mut rest)?);
+            if rest.is_empty() {
+                return Some(Cursor::visible(epoch, base));
+            }
+            let further = Arc::new(read_snapshot(&mut rest)?);
+            let seq = read_number(&mut rest)?;
+            rest.is_empty().then(|| Cursor::partly(epoch, base, further, seq))
+        }
         _ => None,
     }
+}
+
+/// The ids in flight lie close together below the end, so they are written as steps down from it.
+fn write_snapshot(snapshot: &DatabaseSnapshot, out: &mut Vec<u8>) {
+    write_number(snapshot.xmax, out);
+    write_number(snapshot.sequence, out);
+    write_number(snapshot.in_flight.len() as u64, out);
+    let mut last = snapshot.xmax;
+    for id in snapshot.in_flight.iter().rev() {
+        write_number(last - id, out);
+        last = *id;
+    }
+}
+
+fn read_snapshot(bytes: &mut &[u8]) -> Option<DatabaseSnapshot> {
+    let (xmax, sequence, count) = (read_number(bytes)?, read_number(bytes)?, read_number(bytes)?);
+    let mut in_flight = Vec::new();
+    let mut last = xmax;
+    for _ in 0..count {
+        last = last.checked_sub(read_number(bytes).filter(|step| *step > 0)?)?;
+        in_flight.push(last);
+    }
+    in_flight.reverse();
+    Some(DatabaseSnapshot { xmax, in_flight, sequence })
+}
+
+/// Seven bits a byte, the lowest first; the eighth says that more follow.
+fn write_number(mut number: u64, out: &mut Vec<u8>) {
+    while number >= 0x80 {
+        out.push((number & 0x7f) as u8 | 0x80);
+        number >>= 7;
+    }
+    out.push(number as u8);
+}
+
+fn read_number(bytes: &mut &[u8]) -> Option<u64> {
+    let mut number = 0_u64;
+    for shift in (0..64).step_by(7) {
+        let (&byte, rest) = bytes.split_first()?;
+        *bytes = rest;
+        let bits = u64::from(byte & 0x7f);
+        if bits << shift >> shift != bits {
+            return None;
+        }
+        number |= bits << shift;
+        if byte < 0x80 {
+            return Some(number);
+        }
+    }
+    None
 }
 
 #[cfg(test)]
@@ -108,8 +245,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_later_snapshot_covers_an_earlier_one() {
+        let snapshot = |xmax, in_flight: &[u64]| {
+            Cursor::visible(Epoch(1), Arc::new(DatabaseSnapshot { xmax, in_flight: in_flight.to_vec(), sequence: 0 }))
+        };
+        let (early, later, latest) = (snapshot(10, &[7, 9]), snapshot(12, &[9, 11]), snapshot(12, &[11]));
+        assert!(later.covers(&early) && latest.covers(&later) && latest.covers(&early) && early.covers(&early));
+        assert!(!early.covers(&later) && !later.covers(&latest));
+        assert!(early.covers(&Cursor::start()) && !Cursor::start().covers(&early));
+    }
+
+    #[test]
     fn a_cursor_survives_its_text_and_nothing_else_parses() {
-        for cursor in [Cursor::start(), Cursor::through(Epoch(7), 0), Cursor::through(Epoch(u64::MAX), u64::MAX)] {
+        let snapshot = |xmax, in_flight: &[u64], sequence| {
+            Arc::new(DatabaseSnapshot { xmax, in_flight: in_flight.to_vec(), sequence })
+        };
+        for cursor in [
+            Cursor::start(),
+            Cursor::through(Epoch(7), 0),
+            Cursor::through(Epoch(u64::MAX), u64::MAX),
+            Cursor::visible(Epoch(7), snapshot(1000, &[], 0)),
+            Cursor::partly(Epoch(7), snapshot(1000, &[3, 990, 999], 77), snapshot(u64::MAX, &[3], u64::MAX), 78),
+        ] {
             let text = cursor.to_string();
             assert_eq!(text.parse::<Cursor>().expect("our own text"), cursor);
 

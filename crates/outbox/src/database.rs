@@ -45,6 +45,16 @@ pub(crate) trait Database: Send + Sync + fmt::Debug + 'static {
     /// Connects for writing if that has not happened, so that what is wrong with the database is known early.
     async fn check(&self) -> Result<()>;
 
+    /// Puts in place what capture needs in the database itself, or brings it up to date.
+    async fn install_capture(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Removes what [`install_capture`](Self::install_capture) put in place.
+    async fn remove_capture(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// What comparisons mean here.
     async fn semantics(&self) -> Result<Arc<Semantics>>;
 
@@ -61,7 +71,9 @@ pub(crate) trait Database: Send + Sync + fmt::Debug + 'static {
     async fn position(&self) -> Result<Cursor>;
 
     /// The transactions that the cursor's holder has not seen, oldest first, about `limit` changes of them (but at least one transaction).
-    async fn read(&self, after: &Cursor, limit: usize) -> Result<Read>;
+    ///
+    /// With `until`, only what that cursor's holder has seen of them, where the database can tell: so a reader ends where another stands.
+    async fn read(&self, after: &Cursor, until: Option<&Cursor>, limit: usize) -> Result<Read>;
 
     /// Answers selects as JSON (see [`Select`]), all from one snapshot, with the snapshot's cursor if asked.
     async fn fetch(&self, selects: &[Select], with_cursor: bool) -> Result<Fetched>;

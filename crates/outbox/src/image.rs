@@ -1,6 +1,6 @@
 use std::fmt;
 
-use sea_orm::{DbErr, EntityTrait, TryIntoModel};
+use sea_orm::{DbErr, EntityTrait, TryIntoModel, sea_query::Value};
 
 use crate::{
     cell,
@@ -47,11 +47,54 @@ impl Image {
         Ok(image.finish())
     }
 
+    /// Reads an image as capture writes it: a JSON object of column names and packed values.
+    pub(crate) fn from_object(entity: &EntityMeta, packed: &dyn Packed, json: &str) -> Result<Self> {
+        let mut scanner = Scanner::new(json);
+        let mut values: Vec<Option<&str>> = vec![None; entity.columns.len()];
+        // Capture writes the columns in the entity's own order, so the next value is nearly always the next column's. Not so in an image
+        // that was written before a column was added or moved.
+        let mut expected = 0;
+        let mut more = scanner.take(b'{') && scanner.peek() != Some(b'}');
+        while more {
+            let name = cell::text(scanner.value()?);
+            scanner.take(b':');
+            let value = scanner.value()?;
+            let index = match entity.columns.get(expected) {
+                Some(column) if column.name == name => Some(expected),
+                _ => entity.column_index(&name),
+            };
+            if let Some(index) = index {
+                values[index] = Some(value);
+                expected = index + 1;
+            }
+            more = scanner.take(b',');
+        }
+        let mut image = ImageBuilder::with_capacity(entity.columns.len(), json.len());
+        for (column, value) in entity.columns.iter().zip(values) {
+            if let Some(value) = value {
+                packed.write_canonical(&column.kind, value, &mut image.text);
+            }
+            image.end_cell();
+        }
+        Ok(image.finish())
+    }
+
     /// The cell of the column at this index, or `None` for SQL NULL.
     pub fn cell(&self, column: usize) -> Option<&str> {
         let start = if column == 0 { 0 } else { self.ends[column - 1] };
         let cell = &self.text[start as usize..self.ends[column] as usize];
         (!cell.is_empty()).then_some(cell)
+    }
+
+    /// The values of the primary key.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] where one is not of its column's type.
+    pub(crate) fn key_values(&self, entity: &EntityMeta) -> Result<Vec<Value>> {
+        let values = entity.key.iter().map(|&index| cell::read_value(&entity.columns[index], self.cell(index)));
+        values.collect::<Option<_>>().ok_or_else(|| {
+            Error::new(ErrorKind::Corrupt, format!("a key of {} holds a value that is not of its type", entity.name))
+        })
     }
 
     /// All cells, in column order.

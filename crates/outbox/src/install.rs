@@ -45,11 +45,14 @@ pub async fn install(db: &impl ConnectionTrait) -> Result<()> {
 /// [`ErrorKind::Database`] and its kind as they come.
 pub async fn installed(db: &impl ConnectionTrait) -> Result<u32> {
     versions(db)?;
-    let exists = "SELECT count(*) FROM sqlite_master WHERE name = 'tidewire_schema'";
+    let exists = match db.get_database_backend() {
+        DbBackend::Postgres => "SELECT count(*) FROM pg_class WHERE oid = to_regclass('tidewire_schema')",
+        _ => "SELECT count(*) FROM sqlite_master WHERE name = 'tidewire_schema'",
+    };
     if number(db, exists).await? == 0 {
         return Ok(0);
     }
-    let version = number(db, "SELECT max(version) FROM tidewire_schema").await?;
+    let version = number(db, "SELECT CAST(max(version) AS BIGINT) FROM tidewire_schema").await?;
     Ok(u32::try_from(version).unwrap_or(0))
 }
 
@@ -73,6 +76,7 @@ async fn number(db: &impl ConnectionTrait, sql: &str) -> Result<i64> {
 fn versions(db: &impl ConnectionTrait) -> Result<&'static [&'static str]> {
     match db.get_database_backend() {
         DbBackend::Sqlite => Ok(crate::sqlite::schema::VERSIONS),
+        DbBackend::Postgres => Ok(crate::postgres::schema::VERSIONS),
         other => Err(Error::new(ErrorKind::Setup, format!("{} is not supported yet", other.as_str()))),
     }
 }

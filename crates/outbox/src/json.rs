@@ -1,5 +1,7 @@
 //! A reader of JSON that a database made: it finds where values begin and end and decodes nothing.
 
+use std::borrow::Cow;
+
 use memchr::memchr2;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -128,6 +130,37 @@ impl<'a> Scanner<'a> {
 
 fn malformed() -> Error {
     Error::new(ErrorKind::Corrupt, "the database gave JSON of another shape than was asked for")
+}
+
+/// JSON without the white space between its tokens.
+pub(crate) fn minified(json: &str) -> Cow<'_, str> {
+    if !json.bytes().any(|byte| byte.is_ascii_whitespace()) {
+        return Cow::Borrowed(json);
+    }
+    let mut out = String::with_capacity(json.len());
+    let (mut in_string, mut escaped) = (false, false);
+    for c in json.chars() {
+        if in_string {
+            in_string = escaped || c != '"';
+            escaped = !escaped && c == '\\';
+        } else if c.is_ascii_whitespace() {
+            continue;
+        } else {
+            in_string = c == '"';
+        }
+        out.push(c);
+    }
+    Cow::Owned(out)
+}
+
+/// A document as `serde_json` writes it, so that the same document has the same text wherever it comes from. One with a number that
+/// `serde_json` would not write back as it is only loses its white space.
+pub(crate) fn canonical(json: &str) -> Cow<'_, str> {
+    let precise = json.split(|c: char| !c.is_ascii_digit() && c != '.').any(|digits| digits.len() > 16);
+    match serde_json::from_str::<serde_json::Value>(json) {
+        Ok(value) if !precise => Cow::Owned(value.to_string()),
+        _ => minified(json),
+    }
 }
 
 #[cfg(test)]

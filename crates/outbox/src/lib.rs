@@ -11,10 +11,12 @@ mod image;
 mod install;
 pub mod json;
 mod log;
+mod postgres;
 mod recorder;
 mod registry;
 mod sql;
 mod sqlite;
+mod times;
 
 pub use self::{
     change::{Change, Operation, Transaction},

@@ -1,5 +1,6 @@
 use std::path::{Path, PathBuf};
 
+use crate::PostgresServer;
 use sea_orm::{ConnectOptions, Database, DatabaseConnection};
 use tempfile::TempDir;
 use tidewire_outbox::{Recorder, RecorderOptions, Registry, install};
@@ -8,7 +9,8 @@ use tidewire_outbox::{Recorder, RecorderOptions, Registry, install};
 #[derive(Debug)]
 pub struct TestDatabase {
     url: String,
-    folder: TempDir,
+    /// Where a SQLite file lies. A server's database goes with its server.
+    folder: Option<TempDir>,
 }
 
 impl TestDatabase {
@@ -16,7 +18,12 @@ impl TestDatabase {
     pub fn sqlite() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}?mode=rwc", folder.path().join("test.db").display());
-        Self { url, folder }
+        Self { url, folder: Some(folder) }
+    }
+
+    /// An empty PostgreSQL database; `None` where PostgreSQL is not installed.
+    pub async fn postgres() -> Option<Self> {
+        Some(Self { url: PostgresServer::shared().await?.create().await, folder: None })
     }
 
     /// A SQLite file that begins as a copy of another.
@@ -33,7 +40,7 @@ impl TestDatabase {
 
     /// The file of a SQLite database.
     pub fn path(&self) -> PathBuf {
-        self.folder.path().join("test.db")
+        self.folder.as_ref().expect("a SQLite database").path().join("test.db")
     }
 
     /// A plain connection that records nothing: another program.
@@ -58,6 +65,7 @@ impl TestDatabase {
         let recorder = Recorder::connect_with(&self.url, registry, options).await.unwrap();
         install(recorder.unrecorded()).await.unwrap();
         create(recorder.unrecorded()).await;
+        recorder.install_capture().await.unwrap();
         recorder.check().await.unwrap();
         recorder
     }

@@ -3,6 +3,7 @@
 
 pub mod checker;
 mod database;
+mod postgres;
 mod replica;
 mod require;
 mod wait;
@@ -11,6 +12,7 @@ pub mod zoo;
 
 pub use self::{
     database::TestDatabase,
+    postgres::PostgresServer,
     replica::{Replica, cells_of},
     require::{available, sakila},
     wait::{PATIENCE, eventually, soon},

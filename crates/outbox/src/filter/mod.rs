@@ -174,6 +174,8 @@ impl Filter {
 pub struct Semantics {
     /// Per entity, per column: how text compares.
     pub(crate) collations: Vec<Vec<Collation>>,
+    /// Whether decimals compare digit by digit; otherwise as 64-bit floats.
+    pub(crate) exact_decimals: bool,
 }
 
 /// How text compares and when two texts are equal.

@@ -1,5 +1,6 @@
-use std::{borrow::Cow, cmp::Ordering};
+use std::cmp::Ordering;
 
+use rust_decimal::Decimal;
 use sea_orm::sea_query::{OptionEnum, Value};
 
 use super::{Collation, Comparison, Filter, Like, Semantics};
@@ -7,6 +8,7 @@ use crate::{
     cell,
     error::{Error, ErrorKind, Result},
     image::Image,
+    json::minified,
     registry::{EntityMeta, Kind},
 };
 
@@ -42,6 +44,7 @@ enum Compare {
     Real,
     /// 32-bit floats.
     Real32,
+    Decimal,
     Text(Collation),
     Instant,
     Json,
@@ -51,6 +54,7 @@ enum Compare {
 enum Scalar {
     Integer(i128),
     Real(f64),
+    Decimal(Decimal),
     Text(Box<str>),
     /// Seconds since 1970 and nanoseconds.
     Instant(i64, u32),
@@ -113,6 +117,7 @@ impl Compiler<'_> {
             Kind::Boolean => Compare::Boolean,
             Kind::Integer { .. } => Compare::Integer,
             Kind::Float => Compare::Real32,
+            Kind::Decimal if self.semantics.exact_decimals => Compare::Decimal,
             Kind::Double | Kind::Decimal => Compare::Real,
             Kind::DateTime | Kind::Timestamp | Kind::TimestampTz => Compare::Instant,
             Kind::Json => Compare::Json,
@@ -205,6 +210,7 @@ impl Operand {
                 f64::from(cell::text(cell).parse::<f32>().ok()?).partial_cmp(right)
             }
             (Compare::Real, Scalar::Real(right)) => cell::text(cell).parse::<f64>().ok()?.partial_cmp(right),
+            (Compare::Decimal, Scalar::Decimal(right)) => Some(cell::text(cell).parse::<Decimal>().ok()?.cmp(right)),
             (Compare::Instant, Scalar::Instant(seconds, nanos)) => {
                 Some(cell::instant(&cell::text(cell))?.cmp(&(*seconds, *nanos)))
             }
@@ -240,6 +246,7 @@ fn scalar(compare: Compare, value: &Value) -> Option<Scalar> {
     Some(match compare {
         Compare::Boolean => Scalar::Integer(i128::from(text == "true" || text == "1")),
         Compare::Integer => Scalar::Integer(text.parse().ok()?),
+        Compare::Decimal => Scalar::Decimal(text.parse().ok()?),
         Compare::Instant => {
             let (seconds, nanos) = cell::instant(&text)?;
             Scalar::Instant(seconds, nanos)
@@ -260,27 +267,6 @@ fn canonical(value: &Value) -> Option<String> {
     }
     let mut out = String::new();
     cell::write_value(value, &mut out).then(|| cell::text(&out).into_owned())
-}
-
-/// JSON without the white space between its tokens.
-fn minified(json: &str) -> Cow<'_, str> {
-    if !json.bytes().any(|byte| byte.is_ascii_whitespace()) {
-        return Cow::Borrowed(json);
-    }
-    let mut out = String::with_capacity(json.len());
-    let (mut in_string, mut escaped) = (false, false);
-    for c in json.chars() {
-        if in_string {
-            in_string = escaped || c != '"';
-            escaped = !escaped && c == '\\';
-        } else if c.is_ascii_whitespace() {
-            continue;
-        } else {
-            in_string = c == '"';
-        }
-        out.push(c);
-    }
-    Cow::Owned(out)
 }
 
 /// A `LIKE` pattern, cut into its parts. ASCII letters match in either case, and pattern and text end at a zero character, as SQLite has it.

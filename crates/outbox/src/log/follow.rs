@@ -99,9 +99,9 @@ impl Follower {
                     // The sender lives as long as the log, which this keeps.
                     let _ = self.news.changed().await;
                 }
-                Look::Behind => match &*self.log.chunk(&self.cursor).await? {
+                Look::Behind => match &*self.log.chunk(&self.cursor, self.ring_end()).await? {
                     Read::Resync(reason) => return Ok(Step::Resync(*reason)),
-                    Read::Transactions { transactions, end, .. } => {
+                    Read::Transactions { transactions, end, reached_end } => {
                         self.cursor = end.clone();
                         if !transactions.is_empty() {
                             return Ok(Step::Transactions {
@@ -110,8 +110,10 @@ impl Follower {
                                 up_to_date: false,
                             });
                         }
-                        if let Look::Behind = self.look_for_place() {
+                        if let (Look::Behind, true) = (self.look_for_place(), *reached_end) {
                             // The outbox has nothing more and the tail has not come this far yet: it is about to.
+                            self.shared.wanted.store(true, Ordering::Release);
+                            self.log.inner.database.doorbell().notify_one();
                             let _ = self.news.changed().await;
                         }
                     }
@@ -123,6 +125,10 @@ impl Follower {
     /// A cursor may come from outside, so whether it belongs to this history is looked at before its number is believed.
     fn find_place(&self, ring: &Ring) -> Option<u64> {
         if self.log.inner.database.continues(&self.cursor) { ring.place_after(&self.cursor) } else { None }
+    }
+
+    fn ring_end(&self) -> Cursor {
+        self.shared.ring.read().unwrap_or_else(PoisonError::into_inner).end().clone()
     }
 
     fn look_for_place(&mut self) -> Look {
@@ -145,7 +151,7 @@ impl Follower {
         };
         let next = place + transactions.len() as u64;
         let up_to_date = next == ring.next_place();
-        if transactions.is_empty() && self.up_to_date {
+        if transactions.is_empty() && self.up_to_date && self.cursor == *ring.end() {
             self.place.set(Some(place));
             return Look::Nothing;
         }

@@ -98,6 +98,8 @@ struct Shared {
     transactions: AtomicU64,
     changes: AtomicU64,
     places: Places,
+    /// Set by a follower that stands at a moment which the ring has yet to reach.
+    wanted: AtomicBool,
 }
 
 /// What the tail of this process has done and holds.
@@ -148,7 +150,13 @@ impl Log {
     /// # Errors
     /// [`ErrorKind::Database`](crate::ErrorKind::Database) and its kind as they come.
     pub async fn position(&self) -> Result<Cursor> {
-        self.inner.database.position().await
+        let position = self.inner.database.position().await?;
+        // Whoever asks may want those who follow to come there.
+        if let Some(shared) = self.inner.shared.get() {
+            shared.wanted.store(true, Ordering::Release);
+            self.inner.database.doorbell().notify_one();
+        }
+        Ok(position)
     }
 
     /// The entities whose changes it holds.
@@ -253,6 +261,7 @@ impl Log {
                     transactions: AtomicU64::new(0),
                     changes: AtomicU64::new(0),
                     places: Places::default(),
+                    wanted: AtomicBool::new(false),
                 });
                 let tail = Tail::start(Arc::clone(&self.inner.database), Arc::clone(&shared), options.clone(), at);
                 *self.inner.tail.lock().unwrap_or_else(PoisonError::into_inner) = Some(tail);
@@ -262,13 +271,15 @@ impl Log {
             .cloned()
     }
 
-    /// Reads the outbox after a cursor. Those who ask for the same place at the same time, as after a reconnect storm, share one read.
-    async fn chunk(&self, after: &Cursor) -> Result<Arc<Read>> {
+    /// Reads the outbox after a cursor, as far as the ring goes. Those who ask for the same place at the same time, as after a reconnect
+    /// storm, share one read.
+    async fn chunk(&self, after: &Cursor, ring_end: Cursor) -> Result<Arc<Read>> {
+        let until = Some(ring_end).filter(|end| end.covers(after));
         let cell = self.inner.chunks.cell(after);
         let chunk = cell
             .get_or_try_init(|| async {
                 self.inner.chunks.reads.fetch_add(1, Ordering::Relaxed);
-                self.inner.database.read(after, self.inner.options.chunk_changes).await.map(Arc::new)
+                self.inner.database.read(after, until.as_ref(), self.inner.options.chunk_changes).await.map(Arc::new)
             })
             .await
             .cloned();

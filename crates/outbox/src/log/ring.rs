@@ -59,9 +59,25 @@ impl Ring {
 
     /// The place of the first transaction that the cursor's holder has not seen, if the ring reaches back that far.
     pub(super) fn place_after(&self, cursor: &Cursor) -> Option<u64> {
+        if !cursor.is_number() || !self.end.is_number() {
+            return self.place_of(cursor);
+        }
         let reaches = cursor.covers(&self.start) && (self.end.covers(cursor));
         reaches
             .then(|| self.first + self.entries.partition_point(|transaction| cursor.covers(&transaction.cursor)) as u64)
+    }
+
+    /// The place after a cursor that this ring gave. What another node's cursor has seen of these transactions need not be the first so many
+    /// of them, so such a reader comes here by way of the outbox.
+    fn place_of(&self, cursor: &Cursor) -> Option<u64> {
+        if *cursor == self.end {
+            return Some(self.next_place());
+        }
+        if *cursor == self.start {
+            return Some(self.first);
+        }
+        let index = self.entries.iter().rposition(|transaction| transaction.cursor == *cursor)?;
+        Some(self.first + index as u64 + 1)
     }
 
     /// Up to `limit` transactions from a place on, or `None` where they have fallen out.

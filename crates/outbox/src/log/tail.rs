@@ -92,16 +92,21 @@ async fn advance(
 ) -> crate::Result<bool> {
     let mut found = false;
     loop {
-        match database.read(at, options.chunk_changes).await? {
+        // Before the read: who asks during it may stand at a later moment than the read's.
+        let wanted = shared.wanted.swap(false, Ordering::AcqRel);
+        match database.read(at, None, options.chunk_changes).await? {
             Read::Transactions { transactions, reached_end, end } => {
                 found |= !transactions.is_empty();
                 let changes: usize = transactions.iter().map(|transaction| transaction.changes.len()).sum();
                 shared.transactions.fetch_add(transactions.len() as u64, Ordering::Relaxed);
                 shared.changes.fetch_add(changes as u64, Ordering::Relaxed);
-                // Also without transactions: a follower that read to this end by itself waits for the ring to come this far.
-                let moved = *at != end;
-                *at = end.clone();
-                publish(shared, moved, |ring| ring.extend(transactions, end));
+                // Without transactions there is no news, but for a follower that read to a later moment by itself and waits for the ring
+                // to come there. Where a moment is a snapshot, each look would be another one.
+                if !transactions.is_empty() || !reached_end || at.is_number() || wanted {
+                    let moved = *at != end;
+                    *at = end.clone();
+                    publish(shared, moved, |ring| ring.extend(transactions, end));
+                }
                 if reached_end {
                     return Ok(found);
                 }

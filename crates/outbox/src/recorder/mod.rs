@@ -99,9 +99,13 @@ impl Recorder {
             let database = crate::sqlite::Sqlite::connect(url, options.max_readers, Arc::clone(&catalog)).await?;
             return Ok(Self::assemble(Arc::new(database), catalog, options.log));
         }
+        if url.starts_with("postgres:") || url.starts_with("postgresql:") {
+            let database = crate::postgres::Postgres::connect(url, options.max_readers, Arc::clone(&catalog)).await?;
+            return Ok(Self::assemble(Arc::new(database), catalog, options.log));
+        }
         Err(Error::new(
             ErrorKind::Setup,
-            "the database URL must start with `sqlite:`; other databases are not supported yet",
+            "the database URL must start with `sqlite:` or `postgres:`; other databases are not supported yet",
         ))
     }
 
@@ -111,12 +115,21 @@ impl Recorder {
     /// As [`connect`](Self::connect).
     pub fn new(connection: &DatabaseConnection, registry: Registry) -> Result<Self> {
         let catalog = registry.catalog()?;
-        if connection.get_database_backend() == DbBackend::Sqlite {
-            let pool = connection.get_sqlite_connection_pool();
-            let database = crate::sqlite::Sqlite::with_pool(pool, Arc::clone(&catalog))?;
-            return Ok(Self::assemble(Arc::new(database), catalog, crate::LogOptions::default()));
-        }
-        Err(Error::new(ErrorKind::Setup, "the connection is not one to SQLite; other databases are not supported yet"))
+        let database: Arc<dyn Database> = match connection.get_database_backend() {
+            DbBackend::Sqlite => {
+                let pool = connection.get_sqlite_connection_pool();
+                Arc::new(crate::sqlite::Sqlite::with_pool(pool, Arc::clone(&catalog))?)
+            }
+            DbBackend::Postgres => {
+                let pool = connection.get_postgres_connection_pool();
+                Arc::new(crate::postgres::Postgres::with_pool(pool, Arc::clone(&catalog)))
+            }
+            other => {
+                let problem = format!("{} is not supported yet; SQLite and PostgreSQL are", other.as_str());
+                return Err(Error::new(ErrorKind::Setup, problem));
+            }
+        };
+        Ok(Self::assemble(database, catalog, crate::LogOptions::default()))
     }
 
     fn assemble(database: Arc<dyn Database>, catalog: Arc<Catalog>, options: crate::LogOptions) -> Self {
@@ -199,6 +212,23 @@ impl Recorder {
     /// [`ErrorKind::Setup`] naming what is missing or cannot be captured; [`ErrorKind::Busy`] and [`ErrorKind::Database`] as they come.
     pub async fn check(&self) -> Result<()> {
         self.database.check().await
+    }
+
+    /// Puts in place what capture needs in the database itself, or brings it up to date: the triggers, on PostgreSQL. Nothing on SQLite,
+    /// where they live on the recorder's own connection. Call it after migrations.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Database`] where a table is missing, or the user may not create functions and triggers.
+    pub async fn install_capture(&self) -> Result<()> {
+        self.database.install_capture().await
+    }
+
+    /// Removes what [`install_capture`](Self::install_capture) put in place. Nothing is recorded from then on.
+    ///
+    /// # Errors
+    /// As [`install_capture`](Self::install_capture).
+    pub async fn remove_capture(&self) -> Result<()> {
+        self.database.remove_capture().await
     }
 
     /// Closes the connections once what is running on them has ended.

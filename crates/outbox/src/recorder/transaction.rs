@@ -80,7 +80,13 @@ impl RecorderTransaction {
     /// # Errors
     /// As [`fetch`](Self::fetch).
     pub async fn recall(&self, id: &MutationId, field: &str) -> Result<Option<Remembered>> {
-        let sql = "SELECT fingerprint, result FROM tidewire_mutation WHERE id = ? AND field = ?";
+        if self.backend == DbBackend::Postgres {
+            // SQLite has one writer anyway; here a second transaction with the same id waits for the first to end.
+            let lock = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))::text";
+            let lock = Statement::from_sql_and_values(self.backend, lock, [format!("tidewire {}", id.as_str()).into()]);
+            self.session.own(lock).await?;
+        }
+        let sql = self.placeholders("SELECT fingerprint, result FROM tidewire_mutation WHERE id = ? AND field = ?");
         let values = [id.as_str().into(), field.into()];
         let rows = self.session.own(Statement::from_sql_and_values(self.backend, sql, values)).await?;
         let Some(row) = rows.first() else { return Ok(None) };
@@ -93,6 +99,7 @@ impl RecorderTransaction {
     /// As [`fetch`](Self::fetch).
     pub async fn remember(&self, id: &MutationId, field: &str, remembered: &Remembered) -> Result<()> {
         let sql = "INSERT INTO tidewire_mutation (id, field, fingerprint, result, at) VALUES (?, ?, ?, ?, ?)";
+        let sql = self.placeholders(sql);
         let values = [
             id.as_str().into(),
             field.into(),
@@ -102,6 +109,23 @@ impl RecorderTransaction {
         ];
         self.session.own(Statement::from_sql_and_values(self.backend, sql, values)).await?;
         Ok(())
+    }
+}
+
+impl RecorderTransaction {
+    /// A text with the database's own placeholders in place of question marks.
+    fn placeholders(&self, sql: &str) -> String {
+        if self.backend != DbBackend::Postgres {
+            return sql.to_owned();
+        }
+        let mut out = String::with_capacity(sql.len() + 8);
+        for (number, part) in sql.split('?').enumerate() {
+            if number > 0 {
+                out.push_str(&format!("${number}"));
+            }
+            out.push_str(part);
+        }
+        out
     }
 }
 

@@ -104,8 +104,13 @@ pub(crate) trait Dialect: Send + Sync + 'static {
     /// The function that makes a JSON array of its arguments.
     fn json_array(&self) -> &'static str;
 
-    /// The aggregate function that makes a JSON array of its rows.
-    fn json_array_of_rows(&self) -> &'static str;
+    /// What stands before and after the rows to make a JSON array of them.
+    fn json_array_of_rows(&self) -> (&'static str, &'static str);
+
+    /// What stands before and after a JSON value to make it a text.
+    fn json_as_text(&self) -> (&'static str, &'static str) {
+        ("", "")
+    }
 
     /// Writes `LIMIT` and `OFFSET`. Without a limit this still has to keep the database from reordering the rows.
     fn limit(&self, limit: Option<u64>, offset: u64, sql: &mut Sql);
@@ -127,6 +132,11 @@ pub(crate) trait Dialect: Send + Sync + 'static {
 
     /// Writes the sum of a column as it can stand inside a JSON array.
     fn packed_sum(&self, kind: &Kind, column: &str, out: &mut String);
+
+    /// Writes the smallest or largest value of a column, by `min` or `max`, as it can stand inside a JSON array.
+    fn packed_extreme(&self, function: &str, kind: &Kind, column: &str, out: &mut String) {
+        self.packed(kind, &format!("{function}({column})"), out);
+    }
 
     /// Writes what to order by for a column.
     fn order_by(&self, column: Column<'_>, sql: &mut Sql);

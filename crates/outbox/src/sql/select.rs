@@ -125,9 +125,10 @@ pub(crate) fn write(dialect: &dyn Dialect, catalog: &Catalog, select: &Select, s
 /// Writes `SELECT [cell, …]` per row, for reads that take rows one by one.
 pub(crate) fn write_rows(dialect: &dyn Dialect, catalog: &Catalog, select: &Select, sql: &mut Sql) {
     let writer = Writer { dialect, catalog };
-    sql.push("SELECT ");
+    let (before, after) = dialect.json_as_text();
+    sql.push("SELECT ").push(before);
     writer.row(select, 0, sql);
-    sql.push(" FROM ");
+    sql.push(after).push(" FROM ");
     writer.source(select, None, 0, sql);
     writer.order_and_limit(select, 0, sql);
 }
@@ -152,10 +153,11 @@ impl Writer<'_> {
         if select.items.is_empty() {
             sql.push("NULL");
         } else {
-            sql.push("(SELECT ").push(self.dialect.json_array_of_rows()).push("(");
+            let (before, after) = self.dialect.json_array_of_rows();
+            sql.push("(SELECT ").push(before);
             self.row(select, depth, sql);
             // The inner select has the order and the limit; its limit, even an empty one, keeps the database from reordering.
-            sql.push(") FROM (SELECT ");
+            sql.push(after).push(" FROM (SELECT ");
             self.columns(select, depth, sql);
             sql.push(" FROM ");
             self.source(select, link, depth, sql);
@@ -339,7 +341,9 @@ impl Writer<'_> {
             sea_orm::DbBackend::MySql => statement.build(MysqlQueryBuilder),
             _ => statement.build(SqliteQueryBuilder),
         };
-        sql.push("(").push(text.strip_prefix(HEAD).unwrap_or("TRUE")).push(")");
+        let text = text.strip_prefix(HEAD).unwrap_or("TRUE");
+        let text = renumbered(text, sql.values.len());
+        sql.push("(").push(&text).push(")");
         sql.values.extend(values);
     }
 
@@ -385,27 +389,57 @@ impl Writer<'_> {
 
     fn aggregate(&self, select: &Select, aggregate: Aggregate, depth: usize, sql: &mut Sql) {
         let entity = self.catalog.entity(select.entity);
-        let (function, index) = match aggregate {
+        let of = |index: usize| {
+            let mut column = Sql::default();
+            column.column(self.dialect, &alias(depth), entity.columns[index].name);
+            (&entity.columns[index].kind, column.text)
+        };
+        match aggregate {
             Aggregate::Count => {
                 sql.push("count(*)");
-                return;
             }
-            Aggregate::Min(index) => ("min", index),
-            Aggregate::Max(index) => ("max", index),
-            Aggregate::Sum(index) => ("sum", index),
-            Aggregate::Avg(index) => ("avg", index),
-        };
-        let meta = &entity.columns[index];
-        let mut column = Sql::default();
-        column.column(self.dialect, &alias(depth), meta.name);
-        // A mean is a fraction whatever it is the mean of.
-        let kind = if let Aggregate::Avg(_) = aggregate { &Kind::Double } else { &meta.kind };
-        if let Aggregate::Sum(_) = aggregate {
-            self.dialect.packed_sum(kind, &column.text, &mut sql.text);
-        } else {
-            self.dialect.packed(kind, &format!("{function}({})", column.text), &mut sql.text);
+            Aggregate::Min(index) => {
+                let (kind, column) = of(index);
+                self.dialect.packed_extreme("min", kind, &column, &mut sql.text);
+            }
+            Aggregate::Max(index) => {
+                let (kind, column) = of(index);
+                self.dialect.packed_extreme("max", kind, &column, &mut sql.text);
+            }
+            Aggregate::Sum(index) => {
+                let (kind, column) = of(index);
+                self.dialect.packed_sum(kind, &column, &mut sql.text);
+            }
+            // A mean is a fraction whatever it is the mean of.
+            Aggregate::Avg(index) => {
+                self.dialect.packed(&Kind::Double, &format!("avg({})", of(index).1), &mut sql.text);
+            }
         }
     }
+}
+
+/// A text whose placeholders, where they have numbers, count on from those that stand before it.
+fn renumbered(text: &str, before: usize) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    let mut quoted = None;
+    while let Some(c) = rest.chars().next() {
+        rest = &rest[c.len_utf8()..];
+        out.push(c);
+        match (quoted, c) {
+            (None, '\'' | '"') => quoted = Some(c),
+            (Some(quote), _) if quote == c => quoted = None,
+            (None, '$') => {
+                let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+                if let Ok(number) = rest[..digits].parse::<usize>() {
+                    out.push_str(&(number + before).to_string());
+                    rest = &rest[digits..];
+                }
+            }
+            _ => {}
+        }
+    }
+    out
 }
 
 fn alias(depth: usize) -> String {

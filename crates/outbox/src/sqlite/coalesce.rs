@@ -14,11 +14,12 @@ use sea_orm::{DbErr, sea_query::Values};
 use sea_query_sqlx::SqlxValues;
 use sqlx::{AssertSqlSafe, Row, SqliteConnection};
 
-use super::{dialect::SqliteDialect, packed, triggers, writer::exec_error};
+use super::{dialect::SqliteDialect, triggers, writer::exec_error};
 use crate::{
     cell,
     error::Result,
     filter::{Comparison, Filter},
+    image::Image,
     registry::{Catalog, EntityMeta},
     sql::{self, Sql},
 };
@@ -122,7 +123,7 @@ async fn settle_row(sqlite: &mut SqliteConnection, entity: &EntityMeta, steps: &
 async fn stored(sqlite: &mut SqliteConnection, entity: &EntityMeta, step: &Step) -> Result<Option<String>, DbErr> {
     const ROW: &str = "stored";
     let json = step.after.as_ref().or(step.before.as_ref()).map_or("{}", String::as_str);
-    let image = packed::read_image(entity, json)?;
+    let image = Image::from_object(entity, &SqliteDialect, json)?;
     let key = entity.key.iter().map(|&column| {
         let value = cell::read_value(&entity.columns[column], image.cell(column));
         Filter::Compare(column, Comparison::Equal, value.unwrap_or_else(|| entity.columns[column].null()))

@@ -48,8 +48,8 @@ impl Dialect for SqliteDialect {
         "json_array"
     }
 
-    fn json_array_of_rows(&self) -> &'static str {
-        "json_group_array"
+    fn json_array_of_rows(&self) -> (&'static str, &'static str) {
+        ("json_group_array(", ")")
     }
 
     fn limit(&self, limit: Option<u64>, offset: u64, sql: &mut Sql) {

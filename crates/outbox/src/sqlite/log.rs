@@ -12,10 +12,9 @@ use sea_orm::sea_query::Value;
 use sea_query_sqlx::SqlxValues;
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, Row, SqliteConnection, sqlite::SqliteRow};
 
-use super::{Sqlite, database_error, dialect::SqliteDialect, packed};
+use super::{Sqlite, database_error, dialect::SqliteDialect};
 use crate::{
-    cell,
-    change::{Change, Operation, Transaction},
+    change::{Change, Operation, Texts, Transaction},
     cursor::{Cursor, Epoch},
     database::{Fetched, Pruned, Read, ResyncReason, SnapshotSource, Stats},
     error::{Error, ErrorKind, Result},
@@ -156,7 +155,11 @@ async fn steps(database: &Sqlite, after: u64, limit: usize, tx: Option<i64>) -> 
             sequence: number(&row, 2),
         });
         if row.get::<Option<i64>, _>(3).is_some() {
-            steps.push(Step { seq: number(&row, 3), tx: row.get(4), change: texts.change(&database.catalog, &row)? });
+            steps.push(Step {
+                seq: number(&row, 3),
+                tx: row.get(4),
+                change: self::change(&mut texts, &database.catalog, &row)?,
+            });
         }
     }
     let state = state.ok_or_else(|| Error::new(ErrorKind::Setup, "the outbox lacks its row in tidewire_log"))?;
@@ -181,42 +184,23 @@ fn transactions(database: &Sqlite, steps: Vec<Step>) -> Vec<Arc<Transaction>> {
     transactions
 }
 
-/// Shares equal texts among the changes of a read: actors, origins and mutation ids repeat.
-#[derive(Default)]
-struct Texts(Vec<Arc<str>>);
-
-impl Texts {
-    fn change(&mut self, catalog: &Catalog, row: &SqliteRow) -> Result<Option<Change>> {
-        let Some(entity) = catalog.find(row.get(5)) else { return Ok(None) };
-        let image = |index| -> Result<Option<Image>> {
-            row.get::<Option<&str>, _>(index).map(|json| packed::read_image(entity, json)).transpose()
-        };
-        Ok(Some(Change {
-            seq: number(row, 3),
-            entity: entity.id,
-            operation: row.get::<&str, _>(6).parse::<Operation>()?,
-            before: image(7)?,
-            after: image(8)?,
-            actor: self.share(row.get(9)),
-            origin: self.share(row.get(10)),
-            mutation_id: self.share(row.get(11)),
-            at: DateTime::from_timestamp_millis(row.get(12)).unwrap_or_default(),
-        }))
-    }
-
-    fn share(&mut self, text: Option<&str>) -> Option<Arc<str>> {
-        const RECENT: usize = 16;
-        let text = text?;
-        if let Some(known) = self.0.iter().find(|known| known.as_ref() == text) {
-            return Some(Arc::clone(known));
-        }
-        if self.0.len() == RECENT {
-            self.0.clear();
-        }
-        let shared: Arc<str> = text.into();
-        self.0.push(Arc::clone(&shared));
-        Some(shared)
-    }
+/// `None` where the entity is not registered (any more).
+fn change(texts: &mut Texts, catalog: &Catalog, row: &SqliteRow) -> Result<Option<Change>> {
+    let Some(entity) = catalog.find(row.get(5)) else { return Ok(None) };
+    let image = |index| -> Result<Option<Image>> {
+        row.get::<Option<&str>, _>(index).map(|json| Image::from_object(entity, &SqliteDialect, json)).transpose()
+    };
+    Ok(Some(Change {
+        seq: number(row, 3),
+        entity: entity.id,
+        operation: row.get::<&str, _>(6).parse::<Operation>()?,
+        before: image(7)?,
+        after: image(8)?,
+        actor: texts.share(row.get(9)),
+        origin: texts.share(row.get(10)),
+        mutation_id: texts.share(row.get(11)),
+        at: DateTime::from_timestamp_millis(row.get(12)).unwrap_or_default(),
+    }))
 }
 
 pub(super) async fn fetch(database: &Sqlite, selects: &[Select], with_cursor: bool) -> Result<Fetched> {
@@ -295,13 +279,7 @@ impl SnapshotSource for SqliteSnapshot {
         }
         drop(rows);
         if let Some(image) = images.last() {
-            let key = entity.key.iter().map(|&index| cell::read_value(&entity.columns[index], image.cell(index)));
-            self.last = Some(key.collect::<Option<_>>().ok_or_else(|| {
-                Error::new(
-                    ErrorKind::Corrupt,
-                    format!("a key of {} holds a value that is not of its type", entity.name),
-                )
-            })?);
+            self.last = Some(image.key_values(entity)?);
         }
         Ok(images)
     }

@@ -237,7 +237,7 @@ impl Database for Sqlite {
         log::position(self).await
     }
 
-    async fn read(&self, after: &Cursor, limit: usize) -> Result<Read> {
+    async fn read(&self, after: &Cursor, _until: Option<&Cursor>, limit: usize) -> Result<Read> {
         log::read(self, after, limit).await
     }
 

@@ -3,10 +3,8 @@
 use super::dialect;
 use crate::{
     cell,
-    error::Result,
-    image::{Image, ImageBuilder},
-    json::Scanner,
-    registry::{EntityMeta, Kind},
+    registry::Kind,
+    times::{write_instant, write_time},
 };
 
 /// Appends the canonical form of one packed value; answers `false` for NULL.
@@ -98,114 +96,6 @@ fn write_uuid(packed: &str, out: &mut String) {
     } else {
         out.push_str(packed);
     }
-}
-
-fn write_time(packed: &str, out: &mut String) {
-    let text = cell::text(packed);
-    if text.len() == 8 {
-        out.push_str(packed);
-        return;
-    }
-    let parsed = ["%T%.f", "%R"].iter().find_map(|format| chrono::NaiveTime::parse_from_str(&text, format).ok());
-    match parsed {
-        Some(time) => cell::write_text(&time.format("%T%.f").to_string(), out),
-        None => out.push_str(packed),
-    }
-}
-
-fn write_instant(kind: &Kind, packed: &str, out: &mut String) {
-    let text = cell::text(packed);
-    if *kind != Kind::TimestampTz && write_plain_instant(kind, &text, out) {
-        return;
-    }
-    // Numbers are seconds since 1970 (whole) or Julian days (fractional), as sqlx reads them.
-    let parsed = cell::read_timestamp(&text).or_else(|| {
-        let instant = match text.parse::<i64>() {
-            Ok(seconds) => chrono::DateTime::from_timestamp(seconds, 0)?,
-            Err(_) => {
-                let seconds = (text.parse::<f64>().ok()? - 2_440_587.5) * 86_400.0;
-                #[expect(
-                    clippy::cast_possible_truncation,
-                    reason = "a float beyond the range saturates and is then no time"
-                )]
-                chrono::DateTime::from_timestamp_millis((seconds * 1e3) as i64)?
-            }
-        };
-        Some(instant.fixed_offset())
-    });
-    match (kind, parsed) {
-        (Kind::DateTime, Some(instant)) => cell::write_date_time(instant.naive_local(), out),
-        (Kind::Timestamp, Some(instant)) => cell::write_timestamp(instant.to_utc(), out),
-        (_, Some(instant)) => cell::write_timestamp_tz(instant, out),
-        (_, None) => out.push_str(packed),
-    }
-}
-
-/// The two forms that nearly all times have, `2026-11-20 16:43:00.5` and `2026-11-20T16:43:00.5+00:00`, rewritten without calendar
-/// arithmetic.
-fn write_plain_instant(kind: &Kind, text: &str, out: &mut String) -> bool {
-    let bytes = text.as_bytes();
-    let shape = b"dddd-dd-dd?dd:dd:dd";
-    let fits = bytes.len() >= shape.len()
-        && shape.iter().zip(bytes).all(|(shape, byte)| match shape {
-            b'd' => byte.is_ascii_digit(),
-            b'?' => matches!(byte, b'T' | b' '),
-            other => byte == other,
-        });
-    // A leap second (60) is for the calendar's arithmetic.
-    if !fits || bytes[17] >= b'6' {
-        return false;
-    }
-    let rest = &text[shape.len()..];
-    let fraction =
-        rest.strip_prefix('.').map_or("", |rest| &rest[..rest.bytes().take_while(u8::is_ascii_digit).count()]);
-    let zone = &rest[if rest.starts_with('.') { fraction.len() + 1 } else { 0 }..];
-    if fraction.len() > 9 || !matches!(zone, "" | "Z" | "+00:00") {
-        return false;
-    }
-    out.push('"');
-    out.push_str(&text[..10]);
-    out.push('T');
-    out.push_str(&text[11..19]);
-    let digits = fraction.trim_end_matches('0').len().next_multiple_of(3);
-    if digits > 0 {
-        out.push('.');
-        out.extend(fraction.chars().chain(std::iter::repeat('0')).take(digits));
-    }
-    out.push_str(if *kind == Kind::Timestamp { "Z\"" } else { "\"" });
-    true
-}
-
-/// Reads an image as the capture triggers write it: a JSON object of column names and packed values.
-pub(crate) fn read_image(entity: &EntityMeta, json: &str) -> Result<Image> {
-    let mut scanner = Scanner::new(json);
-    let mut values: Vec<Option<&str>> = vec![None; entity.columns.len()];
-    // The triggers write the columns in the entity's own order, so the next value is nearly always the next column's. Not so in an image
-    // that was written before a column was added or moved.
-    let mut expected = 0;
-    let mut more = scanner.take(b'{') && scanner.peek() != Some(b'}');
-    while more {
-        let name = cell::text(scanner.value()?);
-        scanner.take(b':');
-        let value = scanner.value()?;
-        let index = match entity.columns.get(expected) {
-            Some(column) if column.name == name => Some(expected),
-            _ => entity.column_index(&name),
-        };
-        if let Some(index) = index {
-            values[index] = Some(value);
-            expected = index + 1;
-        }
-        more = scanner.take(b',');
-    }
-    let mut image = ImageBuilder::with_capacity(entity.columns.len(), json.len());
-    for (column, value) in entity.columns.iter().zip(values) {
-        if let Some(value) = value {
-            write_canonical(&column.kind, value, &mut image.text);
-        }
-        image.end_cell();
-    }
-    Ok(image.finish())
 }
 
 #[cfg(test)]

@@ -21,7 +21,15 @@ impl Zoo {
 
     /// `prepare` runs on the plain connection once the tables are there.
     pub(crate) async fn with(prepare: impl AsyncFnOnce(&DatabaseConnection)) -> Self {
-        let database = TestDatabase::sqlite();
+        Self::on(TestDatabase::sqlite(), prepare).await
+    }
+
+    /// The same on PostgreSQL; `None` where that is not installed.
+    pub(crate) async fn postgres() -> Option<Self> {
+        Some(Self::on(TestDatabase::postgres().await?, async |_| {}).await)
+    }
+
+    async fn on(database: TestDatabase, prepare: impl AsyncFnOnce(&DatabaseConnection)) -> Self {
         let recorder = database
             .recorder(zoo::registry(), async |db| {
                 zoo::create(db).await;
@@ -78,7 +86,7 @@ impl Zoo {
         let end = self.recorder.log().position().await.unwrap();
         let mut follower = self.recorder.log().follow_all(after).await.unwrap();
         let mut all = Vec::new();
-        while *follower.cursor() != end {
+        while !follower.cursor().covers(&end) {
             match soon(follower.next()).await.unwrap() {
                 Step::Transactions { transactions, .. } => all.extend(transactions),
                 other => panic!("{other:?}"),

@@ -1,14 +1,14 @@
-use std::env;
+use std::{env, time::Duration};
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, ConnectionTrait, DbErr, EntityTrait, ExprTrait, QueryFilter, Set, Statement,
-    TransactionSession, TransactionTrait,
+    ActiveModelTrait, ColumnTrait, ConnectionTrait, DbBackend, DbErr, EntityTrait, ExprTrait, QueryFilter, Set,
+    Statement, TransactionSession, TransactionTrait,
     sea_query::{Expr, OnConflict},
 };
 use tidewire_outbox::{Actor, MutationId, Recorder, RecorderTransaction};
-use tokio::process::Command;
+use tokio::{process::Command, time::sleep};
 
 use super::domain::{child, ledger, parent, registry};
 
@@ -69,7 +69,8 @@ impl Writer {
             // Another process may hold the lock for long; a parent may be gone when its child comes.
             if let Err(error) = done {
                 let text = error.to_string();
-                assert!(text.contains("locked") || text.contains("FOREIGN KEY"), "{text}");
+                let expected = ["locked", "FOREIGN KEY", "foreign key", "deadlock"];
+                assert!(expected.iter().any(|expected| text.contains(expected)), "{text}");
             }
         }
     }
@@ -93,14 +94,24 @@ impl Writer {
         let before = newest(&transaction).await?;
         let id = format!("{}-{round}-{:08x}", self.seed, self.random.random::<u32>());
         transaction.set_mutation(Some(MutationId::new(&id)));
+        // Where writers do not queue for one lock anyway, some take their time.
+        let dawdles = ConnectionTrait::get_database_backend(&transaction) == DbBackend::Postgres;
+        if dawdles && self.random.random_range(0..4) == 0 {
+            // The id of a transaction is older than its changes, and smaller than those of transactions that commit before it.
+            number(&transaction, "SELECT pg_current_xact_id()::text::bigint".into()).await?;
+            sleep(Duration::from_millis(self.random.random_range(0..20))).await;
+        }
         for _ in 0..self.random.random_range(1..8) {
+            if dawdles && self.random.random_range(0..40) == 0 {
+                sleep(Duration::from_millis(self.random.random_range(0..20))).await;
+            }
             if self.random.random_range(0..4) == 0 {
                 self.savepoint(&transaction).await?;
             } else {
                 self.operation(&transaction).await?;
             }
         }
-        let changes = count(&transaction, before, &id).await? + 1;
+        let changes = changes_of(&transaction, before, &id).await? + 1;
         ledger::ActiveModel { id: Set(id), changes: Set(changes) }.insert(&transaction).await?;
         transaction.commit().await
     }
@@ -192,11 +203,11 @@ async fn newest(db: &impl ConnectionTrait) -> Result<i64, DbErr> {
 }
 
 /// How many changes a mutation has made so far, after a place in the outbox.
-async fn count(db: &impl ConnectionTrait, after: i64, id: &str) -> Result<i64, DbErr> {
+async fn changes_of(db: &impl ConnectionTrait, after: i64, id: &str) -> Result<i64, DbErr> {
     number(db, format!("SELECT count(*) FROM tidewire_outbox WHERE seq > {after} AND mutation_id = '{id}'")).await
 }
 
-async fn number(db: &impl ConnectionTrait, sql: String) -> Result<i64, DbErr> {
+pub(super) async fn number(db: &impl ConnectionTrait, sql: String) -> Result<i64, DbErr> {
     let row = db.query_one_raw(Statement::from_string(db.get_database_backend(), sql)).await?;
     row.map_or(Ok(0), |row| row.try_get_by_index(0))
 }

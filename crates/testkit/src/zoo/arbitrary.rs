@@ -6,7 +6,7 @@ use proptest::{
     option,
     prelude::*,
 };
-use rust_decimal::Decimal;
+use rust_decimal::{Decimal, prelude::FromPrimitive};
 use serde_json::Value as Json;
 use uuid::Uuid;
 
@@ -99,8 +99,14 @@ fn double() -> impl Strategy<Value = f64> {
 }
 
 /// Of up to 15 digits: more do not survive SQLite, where SeaORM's decimals are floats.
+/// Of 15 digits, which SQLite's floats are sure of; without the few that SeaORM reads from such a float with one more.
 fn decimal() -> impl Strategy<Value = Decimal> {
-    (-999_999_999_999_999..=999_999_999_999_999_i64, 0_u32..=10).prop_map(|(digits, scale)| Decimal::new(digits, scale))
+    (-999_999_999_999_999..=999_999_999_999_999_i64, 0_u32..=10)
+        .prop_map(|(digits, scale)| Decimal::new(digits, scale))
+        .prop_filter("SeaORM reads it as another", |decimal| {
+            let float = decimal.to_string().parse().ok();
+            float.and_then(Decimal::from_f64) == Some(*decimal)
+        })
 }
 
 fn text() -> impl Strategy<Value = String> {

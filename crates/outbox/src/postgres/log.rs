@@ -1,0 +1,387 @@
+//! Reading the outbox on PostgreSQL.
+//!
+//! Numbers are given before transactions commit, so they are not in the order of commits: a reader that remembers the highest number loses
+//! what commits late. A reader here remembers a snapshot. It asks for the rows that are visible now and were not visible then, which are
+//! those of ids at or above the snapshot's end and of those that it saw in flight, and takes whole transactions by their highest numbers. A row's
+//! changes are numbered while the row is locked, so that order is each row's true order. Nothing is lost, nothing comes twice, and a slow
+//! transaction holds up nobody.
+//!
+//! ```text
+//! base ─────────────┬─ what base did not show, in windows of so many rows ─┬─ further
+//!   (base)          (base, further, 10)         (base, further, 25)        (further)
+//! ```
+//!
+//! In a window, transactions that go on behind its end wait for a later one.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use futures_util::TryStreamExt;
+use sea_query_sqlx::SqlxValues;
+use sqlx::{AssertSqlSafe, PgConnection, Postgres as Sqlx, Row, Transaction as SqlxTransaction, postgres::PgRow};
+
+use super::{Postgres, database_error, dialect::PostgresDialect};
+use crate::{
+    change::{Change, Operation, Texts, Transaction},
+    cursor::{Cursor, DatabaseSnapshot, Epoch},
+    database::{Fetched, Pruned, Read, ResyncReason, SnapshotSource, Stats},
+    error::{Error, ErrorKind, Result},
+    filter::Filter,
+    image::Image,
+    json::Scanner,
+    registry::{Catalog, EntityId},
+    sql::{self, Item, Page, Select, Sql},
+};
+
+/// A transaction with more changes than this is not put before a reader at once: it is answered by a resync.
+const MAX_TRANSACTION: usize = 200_000;
+
+/// The number that the outbox gave last. Not of any snapshot: so it is asked for before one is taken.
+const SEQUENCE: &str = "SELECT coalesce(pg_sequence_last_value(pg_get_serial_sequence('tidewire_outbox', 'seq')), 0)";
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// `10:20:10,14,15`, as PostgreSQL writes a snapshot.
+fn parse(text: &str, sequence: u64) -> Result<Arc<DatabaseSnapshot>> {
+    let parsed = || {
+        let mut parts = text.splitn(3, ':');
+        let (_, xmax, list) = (parts.next()?, parts.next()?.parse().ok()?, parts.next()?);
+        let in_flight = list.split(',').filter(|id| !id.is_empty()).map(str::parse).collect::<Result<Vec<_>, _>>();
+        Some(DatabaseSnapshot { xmax, in_flight: in_flight.ok()?, sequence })
+    };
+    parsed().map(Arc::new).ok_or_else(|| Error::new(ErrorKind::Corrupt, "the database's snapshot has an unknown form"))
+}
+
+pub(super) async fn position(database: &Postgres) -> Result<Cursor> {
+    let epoch = database.epoch().await?;
+    let mut conn = database.pool.acquire().await.map_err(database_error)?;
+    let sequence = sequence(&mut conn).await?;
+    let snapshot: String =
+        sqlx::query_scalar("SELECT pg_current_snapshot()::text").fetch_one(&mut *conn).await.map_err(database_error)?;
+    Ok(Cursor::visible(epoch, parse(&snapshot, sequence)?))
+}
+
+async fn sequence(conn: &mut PgConnection) -> Result<u64> {
+    let sequence: i64 = sqlx::query_scalar(SEQUENCE).fetch_one(conn).await.map_err(database_error)?;
+    Ok(sequence.cast_unsigned())
+}
+
+pub(super) async fn read(database: &Postgres, after: &Cursor, until: Option<&Cursor>, limit: usize) -> Result<Read> {
+    let epoch = database.epoch().await?;
+    let nothing = Arc::new(DatabaseSnapshot { xmax: 0, in_flight: Vec::new(), sequence: 0 });
+    let (base, rest) = match after.snapshots() {
+        Some((of, _, _)) if of != epoch => return Ok(Read::Resync(ResyncReason::Epoch)),
+        Some((_, base, rest)) => (Arc::clone(base), rest.map(|(further, seq)| (Arc::clone(further), seq))),
+        None if *after == Cursor::start() => (nothing, None),
+        // Of another kind of database.
+        None => return Ok(Read::Resync(ResyncReason::Epoch)),
+    };
+    let until = until.and_then(Cursor::snapshots).and_then(|(_, base, rest)| rest.is_none().then(|| Arc::clone(base)));
+    let mut reader = Reader { database, epoch, limit: limit.max(1) };
+    match rest {
+        // First what is left of the window that the reader stands in.
+        Some((further, seq)) => match reader.window(&base, Some(&further), seq).await? {
+            Read::Transactions { transactions, end, .. } => {
+                Ok(Read::Transactions { transactions, end, reached_end: false })
+            }
+            resync => Ok(resync),
+        },
+        None => reader.window(&base, until.as_ref(), 0).await,
+    }
+}
+
+struct Reader<'a> {
+    database: &'a Postgres,
+    epoch: Epoch,
+    limit: usize,
+}
+
+/// A row of the outbox that belongs to a transaction which the window has whole.
+struct Step {
+    xid: i64,
+    last: u64,
+    change: Option<Change>,
+}
+
+impl Reader<'_> {
+    /// What `base` did not show and `further` does (or what is visible now), from behind a number on.
+    async fn window(
+        &mut self,
+        base: &Arc<DatabaseSnapshot>,
+        further: Option<&Arc<DatabaseSnapshot>>,
+        behind: u64,
+    ) -> Result<Read> {
+        let mut conn = self.database.pool.acquire().await.map_err(database_error)?;
+        let sequence = match further {
+            Some(further) => further.sequence,
+            None => sequence(&mut conn).await?,
+        };
+        // A snapshot in the past is told by arithmetic: an id before its end was either in flight, or had ended; and of one that was rolled
+        // back there are no rows.
+        const UNSEEN: &str = "(xid >= $2 OR xid = ANY($3)) AND xid < $4 AND NOT xid = ANY($5)";
+        // At the start of a window the rows are found by their ids: few, where a reader keeps up. Behind its first rows nearly all that follow
+        // are of the window, so they are found by their numbers. (A number that had been given when `base` was taken is no bound: a snapshot's
+        // end is the id after the last that has ended, and ids from there on may have been given, and have drawn numbers, before.)
+        let window = if behind == 0 {
+            format!("win AS MATERIALIZED (SELECT seq, xid FROM tidewire_outbox WHERE {UNSEEN} AND seq > $1)")
+        } else {
+            format!("win AS (SELECT seq, xid FROM tidewire_outbox WHERE seq > $1 AND {UNSEEN} ORDER BY seq LIMIT $6)")
+        };
+        let text = format!(
+            "WITH {window},
+            top AS MATERIALIZED (SELECT seq, xid FROM win ORDER BY seq LIMIT $6),
+            edge AS MATERIALIZED (SELECT count(*) AS rows, max(seq) AS seq FROM top),
+            done AS MATERIALIZED (
+              SELECT xid, max(seq) AS last FROM top GROUP BY xid
+              HAVING (SELECT rows FROM edge) < $6
+                OR NOT EXISTS (SELECT 1 FROM tidewire_outbox o WHERE o.xid = top.xid AND o.seq > (SELECT seq FROM edge)))
+            SELECT state.snapshot, state.trimmed_xid, edge.rows, edge.seq AS edge, found.last, found.xid, found.seq, found.entity,
+              found.operation, found.before, found.after, found.actor, found.origin, found.mutation_id, found.at
+            FROM (SELECT pg_current_snapshot()::text AS snapshot, trimmed_xid FROM tidewire_log) state, edge
+            LEFT JOIN (SELECT done.last, o.* FROM done JOIN tidewire_outbox o USING (xid)) found ON true
+            ORDER BY found.last, found.seq"
+        );
+        let list = |ids: &[u64]| ids.iter().map(|id| signed(*id)).collect::<Vec<_>>();
+        let mut rows = sqlx::query(AssertSqlSafe(text))
+            .bind(signed(behind))
+            .bind(signed(base.xmax))
+            .bind(list(&base.in_flight))
+            .bind(further.map_or(i64::MAX, |further| signed(further.xmax)))
+            .bind(further.map_or_else(Vec::new, |further| list(&further.in_flight)))
+            .bind(signed(self.limit as u64))
+            .fetch(&mut *conn);
+        let mut steps: Vec<Step> = Vec::new();
+        let mut texts = Texts::default();
+        let mut state = None;
+        let mut of_one = 0_usize;
+        while let Some(row) = rows.try_next().await.map_err(database_error)? {
+            if state.is_none() {
+                let snapshot = parse(row.get(0), sequence)?;
+                if base.xmax > snapshot.xmax {
+                    return Ok(Read::Resync(ResyncReason::Epoch));
+                }
+                // Retention removes only what is of the past for every reader that it knows of; one that has not surely seen it is behind.
+                let trimmed = row.get::<i64, _>(1).cast_unsigned();
+                if trimmed > 0 && trimmed >= base.xmin() {
+                    return Ok(Read::Resync(ResyncReason::Trimmed));
+                }
+                state = Some((snapshot, row.get::<i64, _>(2).cast_unsigned(), row.get::<Option<i64>, _>(3)));
+            }
+            let Some(last) = row.get::<Option<i64>, _>(4) else { break };
+            let xid = row.get::<i64, _>(5);
+            of_one = if steps.last().is_some_and(|step| step.xid == xid) { of_one + 1 } else { 1 };
+            if of_one > MAX_TRANSACTION {
+                return Ok(Read::Resync(ResyncReason::Oversized));
+            }
+            steps.push(Step {
+                xid,
+                last: last.cast_unsigned(),
+                change: change(&mut texts, &self.database.catalog, &row)?,
+            });
+        }
+        let (now, rows, edge) =
+            state.ok_or_else(|| Error::new(ErrorKind::Setup, "the outbox lacks its row in tidewire_log"))?;
+        let complete = rows < self.limit as u64;
+        let further = further.map_or(&now, |further| further);
+        let end = match edge {
+            Some(edge) if !complete => self.cursor(base, further, edge.cast_unsigned()),
+            _ => Cursor::visible(self.epoch, Arc::clone(further)),
+        };
+        let transactions = self.transactions(steps, base, further, complete.then_some(&end));
+        Ok(Read::Transactions { transactions, reached_end: complete, end })
+    }
+
+    fn cursor(&self, base: &Arc<DatabaseSnapshot>, further: &Arc<DatabaseSnapshot>, seq: u64) -> Cursor {
+        Cursor::partly(self.epoch, Arc::clone(base), Arc::clone(further), seq)
+    }
+
+    /// The steps by transaction. The last of a complete window stands at its end.
+    fn transactions(
+        &self,
+        steps: Vec<Step>,
+        base: &Arc<DatabaseSnapshot>,
+        further: &Arc<DatabaseSnapshot>,
+        end: Option<&Cursor>,
+    ) -> Vec<Arc<Transaction>> {
+        let mut transactions: Vec<(Cursor, Vec<Change>)> = Vec::new();
+        let mut of = None;
+        for step in steps {
+            if of.replace(step.xid) != Some(step.xid) {
+                transactions.push((self.cursor(base, further, step.last), Vec::new()));
+            }
+            if let Some((_, changes)) = transactions.last_mut() {
+                changes.extend(step.change);
+            }
+        }
+        if let (Some((cursor, _)), Some(end)) = (transactions.last_mut(), end) {
+            *cursor = end.clone();
+        }
+        let whole = transactions.into_iter().filter(|(_, changes)| !changes.is_empty());
+        whole.map(|(cursor, changes)| Arc::new(Transaction { cursor, changes: changes.into() })).collect()
+    }
+}
+
+/// `None` where the entity is not registered (any more).
+fn change(texts: &mut Texts, catalog: &Catalog, row: &PgRow) -> Result<Option<Change>> {
+    let Some(entity) = catalog.find(row.get("entity")) else { return Ok(None) };
+    let image = |column: &str| -> Result<Option<Image>> {
+        row.get::<Option<&str>, _>(column).map(|json| Image::from_object(entity, &PostgresDialect, json)).transpose()
+    };
+    Ok(Some(Change {
+        seq: row.get::<i64, _>("seq").cast_unsigned(),
+        entity: entity.id,
+        operation: row.get::<&str, _>("operation").parse::<Operation>()?,
+        before: image("before")?,
+        after: image("after")?,
+        actor: texts.share(row.get("actor")),
+        origin: texts.share(row.get("origin")),
+        mutation_id: texts.share(row.get("mutation_id")),
+        at: row.get::<DateTime<Utc>, _>("at"),
+    }))
+}
+
+/// All selects as columns of one statement, and so of one snapshot.
+pub(super) async fn fetch(database: &Postgres, selects: &[Select], with_cursor: bool) -> Result<Fetched> {
+    let mut conn = database.pool.acquire().await.map_err(database_error)?;
+    let sequence = if with_cursor { Some((database.epoch().await?, sequence(&mut conn).await?)) } else { None };
+    let mut sql = Sql::default();
+    sql.push("SELECT ");
+    if with_cursor {
+        sql.push("pg_current_snapshot()::text, ");
+    }
+    sql.separated(", ", selects, |sql, select| {
+        sql.push("(");
+        sql::write(&PostgresDialect, &database.catalog, select, sql);
+        sql.push(")::text");
+    });
+    if selects.is_empty() {
+        sql.push("NULL");
+    }
+    let values = SqlxValues(sea_orm::sea_query::Values(sql.values));
+    let row = sqlx::query_with(AssertSqlSafe(sql.text), values).fetch_one(&mut *conn).await.map_err(database_error)?;
+    let first = usize::from(with_cursor);
+    let parts = (first..first + selects.len())
+        .map(|index| row.try_get(index))
+        .collect::<Result<_, _>>()
+        .map_err(database_error)?;
+    let cursor = match sequence {
+        Some((epoch, sequence)) => Some(Cursor::visible(epoch, parse(row.get(0), sequence)?)),
+        None => None,
+    };
+    Ok(Fetched { parts, cursor })
+}
+
+/// Rows of one moment, read in parts in a transaction that keeps the moment.
+struct PostgresSnapshot {
+    transaction: SqlxTransaction<'static, Sqlx>,
+    catalog: Arc<Catalog>,
+    select: Select,
+    cursor: Cursor,
+}
+
+pub(super) async fn snapshot(database: &Postgres, entity: EntityId, filter: Filter) -> Result<Box<dyn SnapshotSource>> {
+    let epoch = database.epoch().await?;
+    let mut conn = database.pool.acquire().await.map_err(database_error)?;
+    let sequence = sequence(&mut conn).await?;
+    drop(conn);
+    let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+    let mut transaction = database.pool.begin_with(begin).await.map_err(database_error)?;
+    let moment: String = sqlx::query_scalar("SELECT pg_current_snapshot()::text")
+        .fetch_one(&mut *transaction)
+        .await
+        .map_err(database_error)?;
+    let cursor = Cursor::visible(epoch, parse(&moment, sequence)?);
+    let columns = database.catalog.entity(entity).columns.len();
+    let select = Select { items: (0..columns).map(Item::Cell).collect(), filter, ..Select::new(entity) };
+    Ok(Box::new(PostgresSnapshot { transaction, catalog: Arc::clone(&database.catalog), select, cursor }))
+}
+
+#[async_trait::async_trait]
+impl SnapshotSource for PostgresSnapshot {
+    fn cursor(&self) -> &Cursor {
+        &self.cursor
+    }
+
+    async fn next(&mut self, limit: usize) -> Result<Vec<Image>> {
+        let key = match &self.select.page {
+            Page::After { key, .. } => key.clone(),
+            _ => None,
+        };
+        self.select.page = Page::After { key, limit: limit as u64 };
+        let mut sql = Sql::default();
+        sql::write_rows(&PostgresDialect, &self.catalog, &self.select, &mut sql);
+        let values = SqlxValues(sea_orm::sea_query::Values(sql.values));
+        let mut rows = sqlx::query_with(AssertSqlSafe(sql.text), values).fetch(&mut *self.transaction);
+        let entity = self.catalog.entity(self.select.entity);
+        let mut images = Vec::new();
+        while let Some(row) = rows.try_next().await.map_err(database_error)? {
+            let json: &str = row.try_get(0).map_err(database_error)?;
+            images.push(Image::from_packed(entity, &PostgresDialect, &mut Scanner::new(json))?);
+        }
+        if let Some(last) = images.last() {
+            self.select.page = Page::After { key: Some(last.key_values(entity)?), limit: limit as u64 };
+        }
+        Ok(images)
+    }
+}
+
+pub(super) async fn prune(
+    database: &Postgres,
+    before: Option<DateTime<Utc>>,
+    keep: Option<u64>,
+    limit: usize,
+) -> Result<Pruned> {
+    let limit = signed(limit.max(1) as u64);
+    // Up to `due` everything may go, but only transactions that are due as a whole and that no snapshot can still have in flight.
+    let removed: i64 = sqlx::query_scalar(
+        "WITH due AS (SELECT greatest(
+           CASE WHEN $1::timestamptz IS NULL THEN 0
+             ELSE coalesce((SELECT seq FROM tidewire_outbox WHERE at >= $1 ORDER BY seq LIMIT 1) - 1, (SELECT max(seq) FROM tidewire_outbox), 0) END,
+           coalesce((SELECT seq FROM tidewire_outbox ORDER BY seq DESC OFFSET $2 LIMIT 1), 0)) AS seq),
+         round AS (SELECT DISTINCT xid FROM (SELECT xid FROM tidewire_outbox WHERE seq <= (SELECT seq FROM due) ORDER BY seq LIMIT $3) r),
+         whole AS (SELECT xid FROM round WHERE xid < pg_snapshot_xmin(pg_current_snapshot())::text::bigint
+           AND NOT EXISTS (SELECT 1 FROM tidewire_outbox o WHERE o.xid = round.xid AND o.seq > (SELECT seq FROM due))),
+         gone AS (DELETE FROM tidewire_outbox WHERE xid IN (SELECT xid FROM whole) RETURNING xid),
+         noted AS (UPDATE tidewire_log SET trimmed_xid = greatest(trimmed_xid, (SELECT max(xid) FROM gone)) WHERE EXISTS (SELECT 1 FROM gone))
+         SELECT count(*) FROM gone",
+    )
+    .bind(before)
+    .bind(keep.map_or(i64::MAX, signed))
+    .bind(limit)
+    .fetch_one(&database.pool)
+    .await
+    .map_err(database_error)?;
+    let forgotten = sqlx::query(
+        "DELETE FROM tidewire_mutation WHERE (id, field) IN (SELECT id, field FROM tidewire_mutation WHERE at < $1 ORDER BY at LIMIT $2)",
+    )
+    .bind(before.map_or(i64::MIN, |time| time.timestamp_millis()))
+    .bind(limit)
+    .execute(&database.pool)
+    .await
+    .map_err(database_error)?
+    .rows_affected();
+    Ok(Pruned { changes: removed.cast_unsigned(), more: removed >= limit || forgotten >= limit.cast_unsigned() })
+}
+
+pub(super) async fn stats(database: &Postgres) -> Result<Stats> {
+    let row = sqlx::query(AssertSqlSafe(format!(
+        "SELECT (SELECT min(seq) FROM tidewire_outbox), (SELECT max(seq) FROM tidewire_outbox),
+         (SELECT at FROM tidewire_outbox ORDER BY seq LIMIT 1), (SELECT at FROM tidewire_outbox ORDER BY seq DESC LIMIT 1), ({SEQUENCE})"
+    )))
+    .fetch_one(&database.pool)
+    .await
+    .map_err(database_error)?;
+    let number = |index| row.get::<Option<i64>, _>(index).map(i64::cast_unsigned);
+    let (oldest_seq, newest_seq) = (number(0), number(1));
+    Ok(Stats {
+        changes: newest_seq.zip(oldest_seq).map_or(0, |(newest, oldest)| newest - oldest + 1),
+        oldest_seq,
+        newest_seq,
+        oldest_at: row.get(2),
+        newest_at: row.get(3),
+        recorded: number(4).unwrap_or(0),
+        trimmed_through: oldest_seq.map_or(0, |oldest| oldest - 1),
+    })
+}

@@ -1,0 +1,244 @@
+//! PostgreSQL.
+
+mod dialect;
+mod log;
+mod packed;
+pub(crate) mod schema;
+mod session;
+mod statement;
+mod triggers;
+
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use futures_util::StreamExt;
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DbErr, ExecResult, QueryResult, Statement, StreamTrait, TransactionOptions,
+};
+use sqlx::{
+    ConnectOptions,
+    postgres::{PgConnectOptions, PgPool, PgPoolOptions},
+};
+use tokio::sync::{Notify, OnceCell};
+
+use self::{dialect::PostgresDialect, session::PostgresSession, statement::Effect};
+use crate::{
+    context::Context,
+    cursor::{Cursor, Epoch},
+    database::{Database, Executed, Fetched, Packed, Pruned, Read, Rows, Session, SnapshotSource, Stats, Text},
+    error::{Error, ErrorKind, Result},
+    filter::{Filter, Semantics},
+    registry::{Catalog, EntityId},
+    sql::{Dialect, Select},
+};
+
+/// How many statements each connection keeps prepared.
+const STATEMENT_CACHE: usize = 256;
+
+/// How long a caller waits for a connection before it is told that the database is busy.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+
+pub(crate) struct Postgres {
+    catalog: Arc<Catalog>,
+    connection: DatabaseConnection,
+    pool: PgPool,
+    doorbell: Arc<Notify>,
+    epoch: OnceCell<Epoch>,
+    semantics: OnceLock<Arc<Semantics>>,
+}
+
+impl fmt::Debug for Postgres {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Postgres")
+    }
+}
+
+impl Postgres {
+    /// Opens a database by its URL.
+    pub(crate) async fn connect(url: &str, max_connections: u32, catalog: Arc<Catalog>) -> Result<Self> {
+        let options: PgConnectOptions = url.parse().map_err(|_| {
+            Error::new(
+                ErrorKind::Setup,
+                "the database URL is not one of PostgreSQL's: `postgres://user:password@host/database`",
+            )
+        })?;
+        let options = options.statement_cache_capacity(STATEMENT_CACHE).disable_statement_logging();
+        // A pool would go on trying for long; what is wrong with the first connection is said at once.
+        options.connect().await.map(drop).map_err(database_error)?;
+        let pool = PgPoolOptions::new()
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            // Snapshots and the tail take some too.
+            .max_connections(max_connections.saturating_add(6))
+            .test_before_acquire(false)
+            .after_connect(|conn, _| Box::pin(async move { greet(conn).await }))
+            .connect_with(options)
+            .await
+            .map_err(database_error)?;
+        Ok(Self::with_pool(&pool, catalog))
+    }
+
+    /// Uses a pool that the caller has.
+    pub(crate) fn with_pool(pool: &PgPool, catalog: Arc<Catalog>) -> Self {
+        Self {
+            catalog,
+            connection: DatabaseConnection::from(pool.clone()),
+            pool: pool.clone(),
+            doorbell: Arc::default(),
+            epoch: OnceCell::new(),
+            semantics: OnceLock::new(),
+        }
+    }
+
+    async fn epoch(&self) -> Result<Epoch> {
+        let epoch = self.epoch.get_or_try_init(|| async {
+            let mut conn = self.pool.acquire().await.map_err(database_error)?;
+            schema::epoch(&mut conn).await.map(Epoch)
+        });
+        epoch.await.copied()
+    }
+
+    fn effect(sql: &str) -> Result<Effect, DbErr> {
+        statement::effect(sql).map_err(|why| Error::new(ErrorKind::Refused, why).into())
+    }
+}
+
+/// What every connection of ours is told: the actor of writes that name none, so that they cost no statement of their own.
+async fn greet(conn: &mut sqlx::PgConnection) -> Result<(), sqlx::Error> {
+    let sql = "SELECT set_config('tidewire.actor', $1, false)";
+    sqlx::query(sql).bind(Context::default().actor.as_str()).execute(conn).await?;
+    Ok(())
+}
+
+#[async_trait]
+impl Database for Postgres {
+    fn connection(&self) -> &DatabaseConnection {
+        &self.connection
+    }
+
+    fn dialect(&self) -> &'static dyn Dialect {
+        &PostgresDialect
+    }
+
+    fn packed(&self) -> &'static dyn Packed {
+        &PostgresDialect
+    }
+
+    fn doorbell(&self) -> &Arc<Notify> {
+        &self.doorbell
+    }
+
+    async fn check(&self) -> Result<()> {
+        let mut conn = self.pool.acquire().await.map_err(database_error)?;
+        schema::check(&mut conn, &self.catalog).await?;
+        drop(conn);
+        self.epoch().await.map(drop)
+    }
+
+    async fn install_capture(&self) -> Result<()> {
+        let mut conn = self.pool.acquire().await.map_err(database_error)?;
+        triggers::install(&mut conn, &self.catalog).await
+    }
+
+    async fn remove_capture(&self) -> Result<()> {
+        let mut conn = self.pool.acquire().await.map_err(database_error)?;
+        triggers::remove(&mut conn, &self.catalog).await
+    }
+
+    async fn semantics(&self) -> Result<Arc<Semantics>> {
+        Ok(Arc::clone(
+            self.semantics.get_or_init(|| Arc::new(Semantics { exact_decimals: true, ..Semantics::default() })),
+        ))
+    }
+
+    async fn execute(&self, statement: Statement, text: Text, context: &Context) -> Result<Executed, DbErr> {
+        let effect = Self::effect(&statement.sql)?;
+        if effect == Effect::Write && *context != Context::default() {
+            let session = self.begin(context, TransactionOptions::default()).await?;
+            // On an error the session is dropped, which rolls it back.
+            let executed = session.execute(statement, text, context).await?;
+            session.commit().await?;
+            return Ok(executed);
+        }
+        let executed = if text == Text::Many {
+            let result = self.connection.execute_unprepared(&statement.sql).await?;
+            Executed { result, rows: Vec::new() }
+        } else {
+            let mut conn = self.pool.acquire().await.map_err(|error| DbErr::from(database_error(error)))?;
+            session::run(&mut conn, statement).await?
+        };
+        if effect == Effect::Write {
+            self.doorbell.notify_one();
+        }
+        Ok(executed)
+    }
+
+    async fn stream(&self, statement: Statement, context: &Context) -> Result<Rows<'static>, DbErr> {
+        if Self::effect(&statement.sql)? == Effect::Write {
+            let executed = self.execute(statement, Text::One, context).await?;
+            return Ok(futures_util::stream::iter(executed.rows.into_iter().map(Ok)).boxed());
+        }
+        let connection = self.connection.clone();
+        let rows = async_stream::try_stream! {
+            let mut rows = connection.stream_raw(statement).await?;
+            while let Some(row) = rows.next().await {
+                yield row?;
+            }
+        };
+        Ok(rows.boxed())
+    }
+
+    async fn begin(&self, context: &Context, options: TransactionOptions) -> Result<Arc<dyn Session>, DbErr> {
+        let transaction = session::begin(&self.pool, &options).await?;
+        let session = PostgresSession::new(transaction, Arc::clone(&self.catalog), Arc::clone(&self.doorbell));
+        session.set_context(context).await?;
+        Ok(Arc::new(session))
+    }
+
+    async fn position(&self) -> Result<Cursor> {
+        log::position(self).await
+    }
+
+    async fn read(&self, after: &Cursor, until: Option<&Cursor>, limit: usize) -> Result<Read> {
+        log::read(self, after, until, limit).await
+    }
+
+    async fn fetch(&self, selects: &[Select], with_cursor: bool) -> Result<Fetched> {
+        log::fetch(self, selects, with_cursor).await
+    }
+
+    async fn snapshot(&self, entity: EntityId, filter: Filter) -> Result<Box<dyn SnapshotSource>> {
+        log::snapshot(self, entity, filter).await
+    }
+
+    fn continues(&self, cursor: &Cursor) -> bool {
+        match (cursor.position().0, self.epoch.get()) {
+            (Some(of), Some(epoch)) => of == *epoch,
+            (of, _) => of.is_none(),
+        }
+    }
+
+    async fn prune(&self, before: Option<DateTime<Utc>>, keep: Option<u64>, limit: usize) -> Result<Pruned> {
+        log::prune(self, before, keep, limit).await
+    }
+
+    async fn stats(&self) -> Result<Stats> {
+        log::stats(self).await
+    }
+
+    async fn close(&self) {
+        self.pool.close().await;
+    }
+}
+
+fn executed(result: sqlx::postgres::PgQueryResult, rows: Vec<sqlx::postgres::PgRow>) -> Executed {
+    Executed { result: ExecResult::from(result), rows: rows.into_iter().map(QueryResult::from).collect() }
+}
+
+pub(crate) fn database_error(error: sqlx::Error) -> Error {
+    DbErr::Query(sea_orm::RuntimeErr::SqlxError(Arc::new(error))).into()
+}

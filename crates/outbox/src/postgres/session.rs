@@ -1,0 +1,233 @@
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use async_trait::async_trait;
+use futures_util::{StreamExt, TryStreamExt};
+use sea_orm::{AccessMode, DbBackend, DbErr, IsolationLevel, QueryResult, RuntimeErr, Statement, TransactionOptions};
+use sea_query_sqlx::SqlxValues;
+use sqlx::{
+    AssertSqlSafe, Either, Executor, PgConnection, Postgres as Sqlx, Row, Transaction,
+    postgres::{PgPool, PgQueryResult},
+};
+use tokio::sync::{Mutex, Notify};
+
+use super::{database_error, dialect::PostgresDialect, executed, statement};
+use crate::{
+    context::Context,
+    database::{Executed, Rows, Session, Text},
+    error::{Error, ErrorKind, Result},
+    registry::Catalog,
+    sql::{self, Select, Sql},
+};
+
+/// A transaction on a connection of its own. Dropped unfinished, it is rolled back before the connection serves another.
+pub(super) struct PostgresSession {
+    open: Mutex<Open>,
+    /// The lowest savepoint level that was dropped and not yet rolled back; 0 for none.
+    abandoned: AtomicU32,
+    catalog: Arc<Catalog>,
+    doorbell: Arc<Notify>,
+}
+
+struct Open {
+    transaction: Option<Transaction<'static, Sqlx>>,
+    /// What the transaction's settings say, where that is known.
+    context: Option<Context>,
+}
+
+impl fmt::Debug for PostgresSession {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PostgresSession")
+    }
+}
+
+pub(super) async fn begin(pool: &PgPool, options: &TransactionOptions) -> Result<Transaction<'static, Sqlx>, DbErr> {
+    let mut sql = String::from("BEGIN");
+    if let Some(level) = options.isolation_level {
+        sql.push_str(match level {
+            IsolationLevel::RepeatableRead => " ISOLATION LEVEL REPEATABLE READ",
+            IsolationLevel::ReadCommitted => " ISOLATION LEVEL READ COMMITTED",
+            IsolationLevel::ReadUncommitted => " ISOLATION LEVEL READ UNCOMMITTED",
+            IsolationLevel::Serializable => " ISOLATION LEVEL SERIALIZABLE",
+        });
+    }
+    if let Some(AccessMode::ReadOnly) = options.access_mode {
+        sql.push_str(" READ ONLY");
+    }
+    pool.begin_with(AssertSqlSafe(sql)).await.map_err(exec_error)
+}
+
+/// Runs one statement.
+pub(super) async fn run(conn: &mut PgConnection, statement: Statement) -> Result<Executed, DbErr> {
+    let values = statement.values.unwrap_or_else(|| sea_orm::sea_query::Values(Vec::new()));
+    let mut steps = conn.fetch_many(sqlx::query_with(AssertSqlSafe(statement.sql), SqlxValues(values)));
+    let mut result = PgQueryResult::default();
+    let mut rows = Vec::new();
+    while let Some(step) = steps.try_next().await.map_err(exec_error)? {
+        match step {
+            Either::Left(done) => result.extend([done]),
+            Either::Right(row) => rows.push(row),
+        }
+    }
+    drop(steps);
+    Ok(executed(result, rows))
+}
+
+fn exec_error(error: sqlx::Error) -> DbErr {
+    DbErr::Exec(RuntimeErr::SqlxError(Arc::new(error)))
+}
+
+fn savepoint(level: u32) -> String {
+    format!("tidewire_{level}")
+}
+
+impl Open {
+    fn connection(&mut self) -> Result<&mut PgConnection, DbErr> {
+        match &mut self.transaction {
+            Some(transaction) => Ok(transaction),
+            None => Err(Error::new(ErrorKind::Database, "the transaction has ended").into()),
+        }
+    }
+
+    async fn control(&mut self, sql: String) -> Result<(), DbErr> {
+        self.connection()?.execute(AssertSqlSafe(sql)).await.map_err(exec_error)?;
+        Ok(())
+    }
+
+    async fn rollback_to(&mut self, level: u32) -> Result<(), DbErr> {
+        // Settings are rolled back too.
+        self.context = None;
+        let savepoint = savepoint(level);
+        self.control(format!("ROLLBACK TO SAVEPOINT {savepoint}")).await?;
+        self.control(format!("RELEASE SAVEPOINT {savepoint}")).await
+    }
+
+    /// Tells the triggers in whose name the next statement writes.
+    async fn set_context(&mut self, context: &Context) -> Result<(), DbErr> {
+        if self.context.as_ref() == Some(context) {
+            return Ok(());
+        }
+        let text = |text: Option<&str>| text.unwrap_or_default().to_owned();
+        let sql = "SELECT set_config('tidewire.actor', $1, true), set_config('tidewire.origin', $2, true), \
+                   set_config('tidewire.mutation_id', $3, true)";
+        sqlx::query(sql)
+            .bind(context.actor.as_str())
+            .bind(text(context.origin.as_ref().map(|origin| origin.as_str())))
+            .bind(text(context.mutation_id.as_ref().map(|id| id.as_str())))
+            .execute(self.connection()?)
+            .await
+            .map_err(exec_error)?;
+        self.context = Some(context.clone());
+        Ok(())
+    }
+}
+
+impl PostgresSession {
+    pub(super) fn new(transaction: Transaction<'static, Sqlx>, catalog: Arc<Catalog>, doorbell: Arc<Notify>) -> Self {
+        // A new transaction has what the connection was told when it was opened.
+        let open = Open { transaction: Some(transaction), context: None };
+        Self { open: Mutex::new(open), abandoned: AtomicU32::new(0), catalog, doorbell }
+    }
+
+    pub(super) async fn set_context(&self, context: &Context) -> Result<(), DbErr> {
+        let mut open = self.open.lock().await;
+        if *context == Context::default() {
+            open.context = Some(context.clone());
+            return Ok(());
+        }
+        open.set_context(context).await
+    }
+
+    async fn open(&self) -> Result<tokio::sync::MutexGuard<'_, Open>, DbErr> {
+        let mut open = self.open.lock().await;
+        open.connection()?;
+        let level = self.abandoned.swap(0, Ordering::AcqRel);
+        if level > 0 {
+            open.rollback_to(level).await?;
+        }
+        Ok(open)
+    }
+}
+
+#[async_trait]
+impl Session for PostgresSession {
+    async fn execute(&self, statement: Statement, text: Text, context: &Context) -> Result<Executed, DbErr> {
+        let effect = statement::effect(&statement.sql).map_err(|why| Error::new(ErrorKind::Refused, why))?;
+        let mut open = self.open().await?;
+        if effect == statement::Effect::Write {
+            open.set_context(context).await?;
+        }
+        let conn = open.connection()?;
+        if text == Text::Many {
+            let result = conn.execute(sqlx::raw_sql(AssertSqlSafe(statement.sql))).await.map_err(exec_error)?;
+            return Ok(executed(result, Vec::new()));
+        }
+        run(conn, statement).await
+    }
+
+    async fn stream<'a>(&'a self, statement: Statement, context: &'a Context) -> Result<Rows<'a>, DbErr> {
+        // The connection is one, so the rows are read whole before anything else can run on it.
+        let executed = self.execute(statement, Text::One, context).await?;
+        Ok(futures_util::stream::iter(executed.rows.into_iter().map(Ok)).boxed())
+    }
+
+    async fn fetch(&self, select: &Select) -> Result<String> {
+        let mut sql = Sql::default();
+        sql.push("SELECT (");
+        sql::write(&PostgresDialect, &self.catalog, select, &mut sql);
+        sql.push(")::text");
+        let statement = Statement::from_sql_and_values(DbBackend::Postgres, sql.text, sql.values);
+        let mut open = self.open().await?;
+        let values = statement.values.unwrap_or_else(|| sea_orm::sea_query::Values(Vec::new()));
+        let row = sqlx::query_with(AssertSqlSafe(statement.sql), SqlxValues(values))
+            .fetch_one(open.connection()?)
+            .await
+            .map_err(database_error)?;
+        row.try_get(0).map_err(database_error)
+    }
+
+    async fn savepoint(&self, level: u32) -> Result<(), DbErr> {
+        self.open().await?.control(format!("SAVEPOINT {}", savepoint(level))).await
+    }
+
+    async fn release(&self, level: u32) -> Result<(), DbErr> {
+        self.open().await?.control(format!("RELEASE SAVEPOINT {}", savepoint(level))).await
+    }
+
+    async fn rollback_to(&self, level: u32) -> Result<(), DbErr> {
+        self.open().await?.rollback_to(level).await
+    }
+
+    fn abandon(&self, level: u32) {
+        // Levels end inside out, so the lowest one undoes those above it.
+        let _ = self.abandoned.fetch_update(Ordering::AcqRel, Ordering::Acquire, |pending| {
+            Some(if pending == 0 { level } else { pending.min(level) })
+        });
+    }
+
+    async fn commit(&self) -> Result<(), DbErr> {
+        let transaction = self.open().await?.transaction.take();
+        if let Some(transaction) = transaction {
+            transaction.commit().await.map_err(exec_error)?;
+            self.doorbell.notify_one();
+        }
+        Ok(())
+    }
+
+    async fn rollback(&self) -> Result<(), DbErr> {
+        let transaction = self.open.lock().await.transaction.take();
+        match transaction {
+            Some(transaction) => transaction.rollback().await.map_err(exec_error),
+            None => Ok(()),
+        }
+    }
+
+    async fn own(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
+        Ok(run(self.open().await?.connection()?, statement).await?.rows)
+    }
+}
