@@ -6,10 +6,14 @@ use async_graphql::{
     extensions::{Extension, ExtensionContext, ExtensionFactory, NextValidation},
     parser::types::OperationType,
 };
-use futures_util::{StreamExt, stream::BoxStream};
+use futures_util::{
+    StreamExt,
+    stream::{self, BoxStream},
+};
 use sea_orm::{TransactionSession, TransactionTrait};
 use tidewire_outbox::{Actor, Origin, Recorder};
 use tokio::sync::Mutex;
+use tracing::Instrument;
 
 use crate::{
     conform::conform,
@@ -189,8 +193,13 @@ impl Api {
         Some(Known::new(parsed, request.operation_name.as_deref())?.document.kind())
     }
 
-    /// Answers a query or a mutation.
-    pub async fn execute(&self, mut request: Request) -> Response {
+    /// Answers a query or a mutation. What is logged on the way stands in a span `request` with the operation's name.
+    pub async fn execute(&self, request: Request) -> Response {
+        let span = tracing::info_span!("request", operation = name(&request));
+        self.answer(request).instrument(span).await
+    }
+
+    async fn answer(&self, mut request: Request) -> Response {
         let inner = &*self.inner;
         match inner.known(&mut request) {
             Err(refused) => refused,
@@ -221,15 +230,26 @@ impl Api {
         known.is_ok_and(|known| known.plan(&self.inner.model, &request.variables).is_some())
     }
 
-    /// Starts a subscription, or answers another operation.
-    pub async fn subscribe(&self, mut request: Request) -> Subscribed {
+    /// Starts a subscription, or answers another operation. What is logged while the stream runs stands in a span `subscription` with the
+    /// operation's name.
+    pub async fn subscribe(&self, request: Request) -> Subscribed {
+        let span = tracing::info_span!("subscription", operation = name(&request));
+        match self.open(request).instrument(span.clone()).await {
+            Subscribed::Stream(mut frames) => {
+                Subscribed::Stream(stream::poll_fn(move |cx| span.in_scope(|| frames.poll_next_unpin(cx))).boxed())
+            }
+            single => single,
+        }
+    }
+
+    async fn open(&self, mut request: Request) -> Subscribed {
         let inner = &self.inner;
         let known = match inner.known(&mut request) {
             Err(refused) => return Subscribed::Single(refused),
             Ok(known) => known,
         };
         if known.document.kind() != OperationType::Subscription {
-            return Subscribed::Single(self.execute(request).await);
+            return Subscribed::Single(self.answer(request).await);
         }
         let roots = Selection { document: &known.document, variables: &request.variables }.root().len();
         if roots != 1 {
@@ -438,6 +458,13 @@ impl Response {
         with_codes(&mut response.errors, Code::ExecutionFailed);
         Self { json: serialized(response), executed: true }
     }
+}
+
+/// What a client calls its operation, for logs: never the document, and no more than a name's length.
+fn name(request: &Request) -> &str {
+    const LONGEST: usize = 64;
+    let name = request.operation_name.as_deref().unwrap_or_default();
+    name.char_indices().nth(LONGEST).map_or(name, |(end, _)| &name[..end])
 }
 
 /// An error of the whole request, which has no place in the document.

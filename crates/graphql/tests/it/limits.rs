@@ -1,7 +1,7 @@
 //! Bad input: each gets the right error, and the server goes on.
 
 use serde_json::json;
-use tidewire_graphql::{Api, Options};
+use tidewire_graphql::{Api, Options, Subscribed};
 
 use crate::support::{Zoo, request};
 
@@ -95,4 +95,17 @@ async fn introspection_can_be_turned_off() {
     assert!(!answer.contains("Animal\""), "{answer}");
     let answer = api.execute(request("{ animl { nodes { name } } }", json!({}))).await.json;
     assert!(!answer.contains("Did you mean"), "{answer}");
+}
+
+/// The specification allows a subscription one field.
+#[tokio::test]
+async fn a_subscription_has_one_field() {
+    let zoo = Zoo::new().await;
+    let query = "subscription { foodChanges { cursor } keeperChanges { cursor } }";
+    match zoo.api.subscribe(request(query, json!({}))).await {
+        Subscribed::Single(response) => {
+            assert!(response.json.contains("GRAPHQL_VALIDATION_FAILED"), "{}", response.json)
+        }
+        Subscribed::Stream(_) => panic!("two fields were accepted"),
+    }
 }
