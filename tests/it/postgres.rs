@@ -85,6 +85,28 @@ async fn what_other_programs_write_reaches_subscribers() {
     assert_eq!(changes(&mut socket).await["changes"][0]["node"]["name"], "after it");
 }
 
+#[tokio::test]
+async fn refusals_have_the_codes_that_they_have_on_sqlite() {
+    let Some(place) = Place::new().await else { return };
+    let server = place.serve().await;
+    let mutation = "mutation ($project: Int!, $name: String!) { labelCreateOne(data: { projectId: $project, name: $name }) { id } }";
+    for (project, name, code) in
+        [(1, "new", None), (1, "new", Some("ALREADY_EXISTS")), (99, "new", Some("REFERENCE_VIOLATION"))]
+    {
+        let answer = server.ask(mutation, json!({ "project": project, "name": name })).await;
+        assert_eq!(answer["errors"][0]["extensions"]["code"].as_str(), code, "{answer}");
+    }
+    // Another transaction holds the row: the answer comes when it is done.
+    let other = Database::connect(&place.url).await.unwrap();
+    other.execute_unprepared("BEGIN; UPDATE label SET name = 'held' WHERE id = 1").await.unwrap();
+    let update = "mutation { labelUpdate(data: { name: \"ours\" }, filter: { id: { eq: 1 } }) { name } }";
+    let (answer, ()) = tokio::join!(server.data(update, json!({})), async {
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        other.execute_unprepared("COMMIT").await.unwrap();
+    });
+    assert_eq!(answer["labelUpdate"], json!([{ "name": "ours" }]));
+}
+
 /// I4: a client moves from node to node with its cursor, and misses nothing.
 #[tokio::test]
 async fn a_cursor_resumes_on_any_node() {

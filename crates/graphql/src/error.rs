@@ -136,17 +136,19 @@ impl From<DbErr> for ApiError {
     }
 }
 
-/// The name of the constraint that SQLite says was broken, by its extended code.
+/// What rule the database says was broken, by its code: PostgreSQL's of five characters, or SQLite's extended number.
 fn broken_rule(error: &DbErr) -> Option<&'static str> {
     let (DbErr::Exec(sea_orm::RuntimeErr::SqlxError(error)) | DbErr::Query(sea_orm::RuntimeErr::SqlxError(error))) =
         error
     else {
         return None;
     };
-    match error.as_database_error()?.code()?.parse::<u32>().ok()? {
-        1299 => Some("a column that must have a value has none"),
-        275 => Some("a value breaks a rule of its table"),
-        code if code & 0xff == 19 => Some("a rule of the database refuses the write"),
+    let code = error.as_database_error()?.code()?;
+    match (&*code, code.parse::<u32>().unwrap_or_default()) {
+        ("23502", _) | (_, 1299) => Some("a column that must have a value has none"),
+        ("23514", _) | (_, 275) => Some("a value breaks a rule of its table"),
+        (state, _) if state.len() == 5 => state.starts_with("23").then_some("a rule of the database refuses the write"),
+        (_, code) if code & 0xff == 19 => Some("a rule of the database refuses the write"),
         _ => None,
     }
 }

@@ -127,17 +127,31 @@ impl From<DbErr> for Error {
         if let Some(ours) = marked(&error) {
             return ours;
         }
-        let (kind, message) = match sqlite_code(&error) {
-            // The low byte of an extended code is the primary one. SQLITE_BUSY and SQLITE_LOCKED:
-            Some(code) if matches!(code & 0xff, 5 | 6) => {
-                (ErrorKind::Busy, "the database is locked by another connection")
-            }
-            // SQLITE_READONLY and SQLITE_FULL; and of SQLITE_IOERR those of writing: WRITE, FSYNC, DIR_FSYNC, TRUNCATE, SHMSIZE.
-            Some(code) if matches!(code & 0xff, 8 | 13) || matches!(code, 778 | 1034 | 1290 | 1546 | 4874) => {
-                (ErrorKind::Unwritable, "the database cannot be written")
-            }
-            _ if is_out_of_connections(&error) => (ErrorKind::Busy, "no connection became free in time"),
-            _ => (ErrorKind::Database, "the database failed"),
+        let kind = match code(&error).as_deref() {
+            // The database's states, five characters each: serialisation failures, deadlocks, locks that are not to be had, no room for
+            // one more connection, and a server that starts or stops.
+            Some("40001" | "40P01" | "55P03" | "53300" | "57P01" | "57P03") => ErrorKind::Busy,
+            // A read-only transaction or server, and a full disk.
+            Some("25006" | "53100") => ErrorKind::Unwritable,
+            Some(state) if state.len() == 5 => ErrorKind::Database,
+            // SQLite's numbers; the low byte of an extended one is the primary one.
+            Some(number) => match number.parse::<u32>().unwrap_or_default() {
+                // SQLITE_BUSY and SQLITE_LOCKED.
+                code if matches!(code & 0xff, 5 | 6) => ErrorKind::Busy,
+                // SQLITE_READONLY and SQLITE_FULL; and of SQLITE_IOERR those of writing: WRITE, FSYNC, DIR_FSYNC, TRUNCATE, SHMSIZE.
+                code if matches!(code & 0xff, 8 | 13) || matches!(code, 778 | 1034 | 1290 | 1546 | 4874) => {
+                    ErrorKind::Unwritable
+                }
+                _ => ErrorKind::Database,
+            },
+            None if is_out_of_connections(&error) => ErrorKind::Busy,
+            None => ErrorKind::Database,
+        };
+        let message = match kind {
+            ErrorKind::Busy if is_out_of_connections(&error) => "no connection became free in time",
+            ErrorKind::Busy => "the database is busy: another connection holds what this one needs",
+            ErrorKind::Unwritable => "the database cannot be written",
+            _ => "the database failed",
         };
         Self::new(kind, message).with_source(error)
     }
@@ -154,14 +168,15 @@ fn is_out_of_connections(error: &DbErr) -> bool {
     matches!(**sqlx, sqlx::Error::PoolTimedOut)
 }
 
-fn sqlite_code(error: &DbErr) -> Option<u32> {
+/// The code that the database gave.
+fn code(error: &DbErr) -> Option<String> {
     let (DbErr::Conn(RuntimeErr::SqlxError(error))
     | DbErr::Exec(RuntimeErr::SqlxError(error))
     | DbErr::Query(RuntimeErr::SqlxError(error))) = error
     else {
         return None;
     };
-    error.as_database_error()?.code()?.parse().ok()
+    Some(error.as_database_error()?.code()?.into_owned())
 }
 
 #[cfg(test)]

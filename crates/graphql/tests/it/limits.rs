@@ -104,7 +104,7 @@ async fn a_subscription_has_one_field() {
     let query = "subscription { foodChanges { cursor } keeperChanges { cursor } }";
     match zoo.api.subscribe(request(query, json!({}))).await {
         Subscribed::Single(response) => {
-            assert!(response.json.contains("GRAPHQL_VALIDATION_FAILED"), "{}", response.json)
+            assert!(response.json.contains("GRAPHQL_VALIDATION_FAILED"), "{}", response.json);
         }
         Subscribed::Stream(_) => panic!("two fields were accepted"),
     }
