@@ -97,6 +97,12 @@ struct Shared {
     changes: u64,
 }
 
+impl Shared {
+    fn size(&self) -> usize {
+        self.template.text.len()
+    }
+}
+
 /// Which changes a group sees.
 enum Sees {
     Shape { entity: EntityId, predicate: Predicate, filter: Filter },
@@ -140,6 +146,8 @@ impl Seen<'_> {
 impl ChangeGroup {
     /// How many transactions' events are kept for those of the group who have yet to come to them.
     const KEPT: usize = 128;
+    /// How many bytes of them, beside the newest. Those who come later work them out again.
+    const KEPT_BYTES: usize = 4 << 20;
 
     pub(super) async fn new(model: Arc<Model>, plan: Arc<Plan>, variables: Variables) -> Result<Arc<Self>, ApiError> {
         let Plan::Subscription(stream) = &*plan else { return Err(ApiError::bad_input("this is no subscription")) };
@@ -191,8 +199,11 @@ impl ChangeGroup {
             match rendered.iter().rev().find(|(known, _)| *known == number) {
                 Some((_, cell)) => Arc::clone(cell),
                 None => {
-                    if rendered.len() == Self::KEPT {
-                        rendered.pop_front();
+                    let size = |cell: &Rendered| cell.get().and_then(Option::as_ref).map_or(0, Shared::size);
+                    let mut bytes: usize = rendered.iter().map(|(_, cell)| size(cell)).sum();
+                    while rendered.len() == Self::KEPT || bytes > Self::KEPT_BYTES {
+                        let Some((_, oldest)) = rendered.pop_front() else { break };
+                        bytes -= size(&oldest);
                     }
                     let cell = Arc::<Rendered>::default();
                     rendered.push_back((number, Arc::clone(&cell)));
