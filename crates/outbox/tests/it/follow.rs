@@ -196,7 +196,17 @@ async fn first_resync(recorder: &Recorder, cursor: Cursor) -> ResyncReason {
 
 #[tokio::test]
 async fn a_cursor_whose_changes_were_trimmed_is_answered_by_a_resync() {
-    let zoo = Zoo::new().await;
+    is_trimmed(Zoo::new().await).await;
+}
+
+#[tokio::test]
+async fn a_cursor_whose_changes_were_trimmed_on_postgres_is_answered_by_a_resync() {
+    if let Some(zoo) = Zoo::postgres().await {
+        is_trimmed(zoo).await;
+    }
+}
+
+async fn is_trimmed(zoo: Zoo) {
     let mut cursors = Vec::new();
     for n in 0..10 {
         cursors.push(zoo.recorder.log().position().await.unwrap());
