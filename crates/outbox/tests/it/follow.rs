@@ -85,7 +85,17 @@ async fn a_shape_that_cannot_be_followed_is_refused() {
 /// I5: while writers write, a snapshot and the log after its cursor fit together exactly, whenever it is taken.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_and_what_follows_it_fit_together() {
-    let zoo = Zoo::new().await;
+    fits_together(Zoo::new().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_on_postgres_and_what_follows_it_fit_together() {
+    if let Some(zoo) = Zoo::postgres().await {
+        fits_together(zoo).await;
+    }
+}
+
+async fn fits_together(zoo: Zoo) {
     zoo.populate().await;
     let writer = {
         let db = zoo.recorder.clone();
