@@ -85,14 +85,6 @@ impl Dialect for PostgresDialect {
         sql.push(")");
     }
 
-    fn between(&self, column: Column<'_>, low: &Value, high: &Value, sql: &mut Sql) {
-        sql.push("(");
-        self.compare(column, Comparison::GreaterOrEqual, low, sql);
-        sql.push(" AND ");
-        self.compare(column, Comparison::LessOrEqual, high, sql);
-        sql.push(")");
-    }
-
     /// ASCII letters match in either case, as on SQLite.
     fn like(&self, column: Column<'_>, like: &Like, sql: &mut Sql) {
         sql.push("lower(");

@@ -122,7 +122,13 @@ pub(crate) trait Dialect: Send + Sync + 'static {
     fn is_in(&self, column: Column<'_>, values: &[Value], sql: &mut Sql);
 
     /// Writes `column BETWEEN low AND high`.
-    fn between(&self, column: Column<'_>, low: &Value, high: &Value, sql: &mut Sql);
+    fn between(&self, column: Column<'_>, low: &Value, high: &Value, sql: &mut Sql) {
+        sql.push("(");
+        self.compare(column, Comparison::GreaterOrEqual, low, sql);
+        sql.push(" AND ");
+        self.compare(column, Comparison::LessOrEqual, high, sql);
+        sql.push(")");
+    }
 
     /// Writes a match of a text column with a pattern.
     fn like(&self, column: Column<'_>, like: &Like, sql: &mut Sql);

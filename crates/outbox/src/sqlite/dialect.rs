@@ -117,14 +117,6 @@ impl Dialect for SqliteDialect {
         }
     }
 
-    fn between(&self, column: Column<'_>, low: &Value, high: &Value, sql: &mut Sql) {
-        sql.push("(");
-        self.compare(column, Comparison::GreaterOrEqual, low, sql);
-        sql.push(" AND ");
-        self.compare(column, Comparison::LessOrEqual, high, sql);
-        sql.push(")");
-    }
-
     fn like(&self, column: Column<'_>, like: &Like, sql: &mut Sql) {
         column.write(self, sql);
         sql.push(" LIKE ").bind(self, Value::String(Some(like.pattern.clone())));
