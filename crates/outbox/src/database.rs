@@ -1,6 +1,12 @@
 //! The boundary to one database: everything above it is the same for all.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -136,6 +142,28 @@ pub(crate) trait Session: Send + Sync + fmt::Debug {
 
     /// Runs a statement on Tidewire's own tables.
     async fn own(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr>;
+}
+
+/// The name of the savepoint at a level.
+pub(crate) fn savepoint(level: u32) -> String {
+    format!("tidewire_{level}")
+}
+
+/// The lowest savepoint that was dropped and not yet rolled back; 0 for none. Levels end inside out, so the lowest undoes those above it.
+#[derive(Debug, Default)]
+pub(crate) struct Abandoned(AtomicU32);
+
+impl Abandoned {
+    pub(crate) fn add(&self, level: u32) {
+        let _ = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, |pending| {
+            Some(if pending == 0 { level } else { pending.min(level) })
+        });
+    }
+
+    /// The level to roll back to before whatever comes next.
+    pub(crate) fn take(&self) -> Option<u32> {
+        Some(self.0.swap(0, Ordering::AcqRel)).filter(|level| *level > 0)
+    }
 }
 
 pub(crate) type Rows<'a> = BoxStream<'a, Result<QueryResult, DbErr>>;

@@ -22,7 +22,7 @@ const START: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct PostgresServer {
     port: u16,
-    folder: TempDir,
+    _folder: TempDir,
     /// Stops the server when the pipe to it closes.
     _keeper: Child,
 }
@@ -115,7 +115,7 @@ impl PostgresServer {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let server = Self { port, folder, _keeper: keeper };
+        let server = Self { port, _folder: folder, _keeper: keeper };
         let began = Instant::now();
         while let Err(error) = PgConnection::connect(&server.url("postgres")).await {
             assert!(
@@ -139,10 +139,5 @@ impl PostgresServer {
         let mut connection = PgConnection::connect(&self.url("postgres")).await.unwrap();
         connection.execute(sqlx::AssertSqlSafe(format!("CREATE DATABASE {name}"))).await.unwrap();
         self.url(&name)
-    }
-
-    /// Where its files are.
-    pub fn folder(&self) -> &Path {
-        self.folder.path()
     }
 }

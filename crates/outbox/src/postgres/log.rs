@@ -79,7 +79,7 @@ pub(super) async fn read(database: &Postgres, after: &Cursor, until: Option<&Cur
         None => return Ok(Read::Resync(ResyncReason::Epoch)),
     };
     let until = until.and_then(Cursor::snapshots).and_then(|(_, base, rest)| rest.is_none().then(|| Arc::clone(base)));
-    let mut reader = Reader { database, epoch, limit: limit.max(1) };
+    let reader = Reader { database, epoch, limit: limit.max(1) };
     match rest {
         // First what is left of the window that the reader stands in.
         Some((further, seq)) => match reader.window(&base, Some(&further), seq).await? {
@@ -108,7 +108,7 @@ struct Step {
 impl Reader<'_> {
     /// What `base` did not show and `further` does (or what is visible now), from behind a number on.
     async fn window(
-        &mut self,
+        &self,
         base: &Arc<DatabaseSnapshot>,
         further: Option<&Arc<DatabaseSnapshot>>,
         behind: u64,

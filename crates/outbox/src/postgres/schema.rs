@@ -10,8 +10,8 @@ use crate::{
 
 /// Each version's statements; a version is never edited once released.
 ///
-/// `xid` is the id of the transaction as a number, since PostgreSQL's own type has no arithmetic. The first index finds what a snapshot did
-/// not show, the second's order whether a transaction goes on.
+/// `xid` is the id of the transaction as a number, since PostgreSQL's own type has no arithmetic. The index finds what a snapshot
+/// did not show, and whether a transaction goes on behind a number.
 pub(crate) const VERSIONS: &[&str] = &["
 CREATE TABLE tidewire_outbox (
   seq bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

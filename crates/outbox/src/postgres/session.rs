@@ -1,10 +1,4 @@
-use std::{
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
-};
+use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, TryStreamExt};
@@ -19,7 +13,7 @@ use tokio::sync::{Mutex, Notify};
 use super::{database_error, dialect::PostgresDialect, executed, statement};
 use crate::{
     context::Context,
-    database::{Executed, Rows, Session, Text},
+    database::{Abandoned, Executed, Rows, Session, Text, savepoint},
     error::{Error, ErrorKind, Result},
     registry::Catalog,
     sql::{self, Select, Sql},
@@ -28,8 +22,7 @@ use crate::{
 /// A transaction on a connection of its own. Dropped unfinished, it is rolled back before the connection serves another.
 pub(super) struct PostgresSession {
     open: Mutex<Open>,
-    /// The lowest savepoint level that was dropped and not yet rolled back; 0 for none.
-    abandoned: AtomicU32,
+    abandoned: Abandoned,
     catalog: Arc<Catalog>,
     doorbell: Arc<Notify>,
 }
@@ -82,10 +75,6 @@ fn exec_error(error: sqlx::Error) -> DbErr {
     DbErr::Exec(RuntimeErr::SqlxError(Arc::new(error)))
 }
 
-fn savepoint(level: u32) -> String {
-    format!("tidewire_{level}")
-}
-
 impl Open {
     fn connection(&mut self) -> Result<&mut PgConnection, DbErr> {
         match &mut self.transaction {
@@ -131,7 +120,7 @@ impl PostgresSession {
     pub(super) fn new(transaction: Transaction<'static, Sqlx>, catalog: Arc<Catalog>, doorbell: Arc<Notify>) -> Self {
         // A new transaction has what the connection was told when it was opened.
         let open = Open { transaction: Some(transaction), context: None };
-        Self { open: Mutex::new(open), abandoned: AtomicU32::new(0), catalog, doorbell }
+        Self { open: Mutex::new(open), abandoned: Abandoned::default(), catalog, doorbell }
     }
 
     pub(super) async fn set_context(&self, context: &Context) -> Result<(), DbErr> {
@@ -146,8 +135,7 @@ impl PostgresSession {
     async fn open(&self) -> Result<tokio::sync::MutexGuard<'_, Open>, DbErr> {
         let mut open = self.open.lock().await;
         open.connection()?;
-        let level = self.abandoned.swap(0, Ordering::AcqRel);
-        if level > 0 {
+        if let Some(level) = self.abandoned.take() {
             open.rollback_to(level).await?;
         }
         Ok(open)
@@ -204,10 +192,7 @@ impl Session for PostgresSession {
     }
 
     fn abandon(&self, level: u32) {
-        // Levels end inside out, so the lowest one undoes those above it.
-        let _ = self.abandoned.fetch_update(Ordering::AcqRel, Ordering::Acquire, |pending| {
-            Some(if pending == 0 { level } else { pending.min(level) })
-        });
+        self.abandoned.add(level);
     }
 
     async fn commit(&self) -> Result<(), DbErr> {

@@ -15,7 +15,6 @@ pub(super) enum Effect {
 
 /// Tells reads from writes, and refuses what would steer the transaction under the recorder, blind the triggers or write Tidewire's tables.
 pub(super) fn effect(sql: &str) -> Result<Effect, String> {
-    // Nearly every text is short and plain, and looked at again and again; the words that matter are few.
     let tokens = Tokenizer::new(&PostgreSqlDialect {}, sql)
         .tokenize()
         .map_err(|_| "the statement cannot be read. `Recorder::unrecorded` runs it without a record".to_owned())?;

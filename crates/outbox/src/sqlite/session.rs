@@ -1,10 +1,4 @@
-use std::{
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
-};
+use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
@@ -20,7 +14,7 @@ use super::{
 };
 use crate::{
     context::Context,
-    database::{Executed, Rows, Session, Text},
+    database::{Abandoned, Executed, Rows, Session, Text, savepoint},
     error::{Error, ErrorKind, Result},
     registry::Catalog,
     sql::{self, Select, Sql},
@@ -29,8 +23,7 @@ use crate::{
 /// A transaction on the writing connection. Dropped unfinished, its turn rolls it back.
 pub(super) struct SqliteSession {
     turn: Mutex<Option<Turn>>,
-    /// The lowest savepoint level that was dropped and not yet rolled back; 0 for none.
-    abandoned: AtomicU32,
+    abandoned: Abandoned,
     catalog: Arc<Catalog>,
     plans: Arc<Plans>,
     doorbell: Arc<Notify>,
@@ -44,7 +37,7 @@ impl fmt::Debug for SqliteSession {
 
 impl SqliteSession {
     pub(super) fn new(turn: Turn, catalog: Arc<Catalog>, plans: Arc<Plans>, doorbell: Arc<Notify>) -> Self {
-        Self { turn: Mutex::new(Some(turn)), abandoned: AtomicU32::new(0), catalog, plans, doorbell }
+        Self { turn: Mutex::new(Some(turn)), abandoned: Abandoned::default(), catalog, plans, doorbell }
     }
 
     async fn turn(&self) -> Result<Held<'_>, DbErr> {
@@ -55,8 +48,7 @@ impl SqliteSession {
         if !turn.connection().is_open() {
             return Err(ended("SQLite has rolled the transaction back after an error"));
         }
-        let level = self.abandoned.swap(0, Ordering::AcqRel);
-        if level > 0 {
+        if let Some(level) = self.abandoned.take() {
             turn.connection().rollback_to(&savepoint(level)).await?;
         }
         Ok(Held(guard))
@@ -77,10 +69,6 @@ impl Held<'_> {
 
 fn ended(why: &str) -> DbErr {
     Error::new(ErrorKind::Database, why).into()
-}
-
-fn savepoint(level: u32) -> String {
-    format!("tidewire_{level}")
 }
 
 #[async_trait]
@@ -127,10 +115,7 @@ impl Session for SqliteSession {
     }
 
     fn abandon(&self, level: u32) {
-        // Levels end inside out, so the lowest one undoes those above it.
-        let _ = self.abandoned.fetch_update(Ordering::AcqRel, Ordering::Acquire, |pending| {
-            Some(if pending == 0 { level } else { pending.min(level) })
-        });
+        self.abandoned.add(level);
     }
 
     async fn commit(&self) -> Result<(), DbErr> {
