@@ -42,6 +42,7 @@ mod sections {
     pub struct Database {
         pub url: String,
         pub max_readers: u32,
+        pub capture: String,
         pub migrate: bool,
     }
 
@@ -149,7 +150,10 @@ impl Config {
     }
 
     /// How the recorder is opened.
-    pub fn recorder(&self) -> RecorderOptions {
+    ///
+    /// # Errors
+    /// A `capture` that is none.
+    pub fn recorder(&self) -> Result<RecorderOptions> {
         let mut log = LogOptions::default();
         log.poll_max = Duration::from_millis(self.log.poll_max_ms);
         log.ring_max_bytes = self.log.ring_max_bytes;
@@ -160,7 +164,10 @@ impl Config {
         let mut options = RecorderOptions::default();
         options.max_readers = self.database.max_readers;
         options.log = log;
-        options
+        if !self.database.capture.is_empty() {
+            options.capture = Some(self.database.capture.parse().context("`capture` in [database]")?);
+        }
+        Ok(options)
     }
 
     /// How the API answers.

@@ -26,7 +26,7 @@ use crate::config::Config;
 /// # Errors
 /// The database cannot be opened.
 pub async fn connect(config: &Config) -> Result<Recorder> {
-    Recorder::connect_with(&config.database.url, entity::registry(), config.recorder())
+    Recorder::connect_with(&config.database.url, entity::registry(), config.recorder()?)
         .await
         .with_context(|| format!("the database {} cannot be opened", redacted(&config.database.url)))
 }

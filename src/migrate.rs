@@ -53,12 +53,12 @@ pub(crate) async fn up(recorder: &Recorder) -> Result<()> {
     recorder.install_capture().await.context("what capture needs cannot be put into the database")
 }
 
-/// What to do with what capture keeps in the database: the triggers, on PostgreSQL.
+/// What to do with what capture keeps in the database.
 #[derive(Debug, Clone, Copy, Subcommand)]
 pub enum CaptureCommand {
-    /// Put it in place, or bring it up to date
+    /// Put in place what the `capture` of the settings needs, or bring it up to date
     Install,
-    /// Remove it; nothing is recorded from then on
+    /// Remove it; what other programs write is not recorded from then on
     Remove,
     /// Say whether writes are recorded
     Status,
@@ -71,19 +71,12 @@ pub enum CaptureCommand {
 pub async fn capture(config: &Config, command: CaptureCommand) -> Result<()> {
     let recorder = crate::connect(config).await?;
     match command {
-        CaptureCommand::Install => {
-            recorder.install_capture().await?;
-            println!("writes of {} entities are recorded", recorder.catalog().entities().len());
-        }
-        CaptureCommand::Remove => {
-            recorder.remove_capture().await?;
-            println!("removed");
-        }
-        CaptureCommand::Status => {
-            recorder.check().await?;
-            println!("writes of {} entities are recorded", recorder.catalog().entities().len());
-        }
+        CaptureCommand::Install => recorder.install_capture().await?,
+        CaptureCommand::Remove => recorder.remove_capture().await?,
+        CaptureCommand::Status => recorder.check().await?,
     }
+    let entities = recorder.catalog().entities().len();
+    println!("writes of {entities} entities are recorded by {}", recorder.capture().await?);
     recorder.close().await;
     Ok(())
 }

@@ -137,7 +137,7 @@ async fn a_cursor_resumes_on_any_node() {
 #[tokio::test]
 async fn capture_is_installed_removed_and_missed() {
     let Some(place) = Place::new().await else { return };
-    assert!(place.succeed(&["capture", "status"]).await.contains("8 entities are recorded"));
+    assert!(place.succeed(&["capture", "status"]).await.contains("8 entities are recorded by triggers"));
     place.succeed(&["capture", "remove"]).await;
     let (healthy, text) = place.place.run(&["doctor", "--database", &place.url]).await;
     assert!(!healthy && text.contains("`tidewire capture install`"), "{text}");

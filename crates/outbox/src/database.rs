@@ -15,6 +15,7 @@ use sea_orm::{DatabaseConnection, DbErr, ExecResult, QueryResult, Statement, Tra
 use tokio::sync::Notify;
 
 use crate::{
+    capture::Capture,
     change::Transaction,
     context::Context,
     cursor::Cursor,
@@ -51,15 +52,11 @@ pub(crate) trait Database: Send + Sync + fmt::Debug + 'static {
     /// Connects for writing if that has not happened, so that what is wrong with the database is known early.
     async fn check(&self) -> Result<()>;
 
-    /// Puts in place what capture needs in the database itself, or brings it up to date.
-    async fn install_capture(&self) -> Result<()> {
-        Ok(())
-    }
+    /// How the database says that it is captured.
+    async fn capture(&self) -> Result<Capture>;
 
-    /// Removes what [`install_capture`](Self::install_capture) put in place.
-    async fn remove_capture(&self) -> Result<()> {
-        Ok(())
-    }
+    /// Puts in place what a capture needs in the database itself, or brings it up to date, and removes what another needed.
+    async fn install_capture(&self, capture: Capture) -> Result<()>;
 
     /// What comparisons mean here.
     async fn semantics(&self) -> Result<Arc<Semantics>>;

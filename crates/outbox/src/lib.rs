@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod capture;
 pub mod cell;
 mod change;
 mod context;
@@ -19,6 +20,7 @@ mod sqlite;
 mod times;
 
 pub use self::{
+    capture::Capture,
     change::{Change, Operation, Transaction},
     context::{Actor, MutationId, Origin},
     cursor::{Cursor, Epoch},

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use crate::PostgresServer;
 use sea_orm::{ConnectOptions, Database, DatabaseConnection};
 use tempfile::TempDir;
-use tidewire_outbox::{Recorder, RecorderOptions, Registry, install};
+use tidewire_outbox::{Capture, Recorder, RecorderOptions, Registry, install};
 
 /// A database for one test, gone with the value.
 #[derive(Debug)]
@@ -11,6 +11,7 @@ pub struct TestDatabase {
     url: String,
     /// Where a SQLite file lies. A server's database goes with its server.
     folder: Option<TempDir>,
+    capture: Capture,
 }
 
 impl TestDatabase {
@@ -18,12 +19,36 @@ impl TestDatabase {
     pub fn sqlite() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}?mode=rwc", folder.path().join("test.db").display());
-        Self { url, folder: Some(folder) }
+        Self { url, folder: Some(folder), capture: Capture::Hooks }
     }
 
     /// An empty PostgreSQL database; `None` where PostgreSQL is not installed.
     pub async fn postgres() -> Option<Self> {
-        Some(Self { url: PostgresServer::shared().await?.create().await, folder: None })
+        Some(Self { url: PostgresServer::shared().await?.create().await, folder: None, capture: Capture::Triggers })
+    }
+
+    /// Another empty database of the same kind, captured in the same way.
+    pub async fn another(&self) -> Self {
+        let other =
+            if self.is("postgres:") { Self::postgres().await.expect("its server runs") } else { Self::sqlite() };
+        other.captured_by(self.capture)
+    }
+
+    /// The same database, captured in another way.
+    #[must_use]
+    pub fn captured_by(mut self, capture: Capture) -> Self {
+        self.capture = capture;
+        self
+    }
+
+    /// How it is captured.
+    pub fn capture(&self) -> Capture {
+        self.capture
+    }
+
+    /// Whether its URL begins with one of these schemes.
+    pub fn is(&self, scheme: &str) -> bool {
+        self.url.starts_with(scheme)
     }
 
     /// A SQLite file that begins as a copy of another.
@@ -59,9 +84,10 @@ impl TestDatabase {
     pub async fn recorder_with(
         &self,
         registry: Registry,
-        options: RecorderOptions,
+        mut options: RecorderOptions,
         create: impl AsyncFnOnce(&DatabaseConnection),
     ) -> Recorder {
+        options.capture = Some(self.capture);
         let recorder = Recorder::connect_with(&self.url, registry, options).await.unwrap();
         install(recorder.unrecorded()).await.unwrap();
         create(recorder.unrecorded()).await;

@@ -6,6 +6,7 @@ mod database;
 mod postgres;
 mod replica;
 mod require;
+mod target;
 mod wait;
 mod websocket;
 pub mod zoo;
@@ -15,6 +16,7 @@ pub use self::{
     postgres::PostgresServer,
     replica::{Replica, cells_of},
     require::{available, sakila},
+    target::Target,
     wait::{PATIENCE, eventually, soon},
     websocket::WebSocketClient,
 };

@@ -28,11 +28,13 @@ use tokio::sync::{Notify, OnceCell};
 
 use self::{dialect::PostgresDialect, session::PostgresSession, statement::Effect};
 use crate::{
+    capture::{self, Capture},
     context::Context,
     cursor::{Cursor, Epoch},
     database::{Database, Executed, Fetched, Packed, Pruned, Read, Rows, Session, SnapshotSource, Stats, Text},
     error::{Error, ErrorKind, Result},
     filter::{Filter, Semantics},
+    recorder::RecorderOptions,
     registry::{Catalog, EntityId},
     sql::{Dialect, Select},
 };
@@ -49,6 +51,9 @@ pub(crate) struct Postgres {
     pool: PgPool,
     doorbell: Arc<Notify>,
     epoch: OnceCell<Epoch>,
+    /// How the options want it captured.
+    wanted: Option<Capture>,
+    captured: OnceCell<Capture>,
     semantics: OnceLock<Arc<Semantics>>,
 }
 
@@ -60,36 +65,38 @@ impl fmt::Debug for Postgres {
 
 impl Postgres {
     /// Opens a database by its URL.
-    pub(crate) async fn connect(url: &str, max_connections: u32, catalog: Arc<Catalog>) -> Result<Self> {
-        let options: PgConnectOptions = url.parse().map_err(|_| {
+    pub(crate) async fn connect(url: &str, options: &RecorderOptions, catalog: Arc<Catalog>) -> Result<Self> {
+        let connect: PgConnectOptions = url.parse().map_err(|_| {
             Error::new(
                 ErrorKind::Setup,
                 "the database URL is not one of PostgreSQL's: `postgres://user:password@host/database`",
             )
         })?;
-        let options = options.statement_cache_capacity(STATEMENT_CACHE).disable_statement_logging();
+        let connect = connect.statement_cache_capacity(STATEMENT_CACHE).disable_statement_logging();
         // A pool would go on trying for long; what is wrong with the first connection is said at once.
-        options.connect().await.map(drop).map_err(database_error)?;
+        connect.connect().await.map(drop).map_err(database_error)?;
         let pool = PgPoolOptions::new()
             .acquire_timeout(ACQUIRE_TIMEOUT)
             // Snapshots and the tail take some too.
-            .max_connections(max_connections.saturating_add(6))
+            .max_connections(options.max_readers.saturating_add(6))
             .test_before_acquire(false)
             .after_connect(|conn, _| Box::pin(async move { greet(conn).await }))
-            .connect_with(options)
+            .connect_with(connect)
             .await
             .map_err(database_error)?;
-        Ok(Self::with_pool(&pool, catalog))
+        Ok(Self::with_pool(&pool, options, catalog))
     }
 
     /// Uses a pool that the caller has.
-    pub(crate) fn with_pool(pool: &PgPool, catalog: Arc<Catalog>) -> Self {
+    pub(crate) fn with_pool(pool: &PgPool, options: &RecorderOptions, catalog: Arc<Catalog>) -> Self {
         Self {
             catalog,
             connection: DatabaseConnection::from(pool.clone()),
             pool: pool.clone(),
             doorbell: Arc::default(),
             epoch: OnceCell::new(),
+            wanted: options.capture,
+            captured: OnceCell::new(),
             semantics: OnceLock::new(),
         }
     }
@@ -100,6 +107,18 @@ impl Postgres {
             schema::epoch(&mut conn).await.map(Epoch)
         });
         epoch.await.copied()
+    }
+
+    /// How it is captured, which has to be known before the first write.
+    async fn captured(&self) -> Result<Capture> {
+        let captured = self.captured.get_or_try_init(|| async {
+            let found = self.capture().await?;
+            match self.wanted {
+                Some(wanted) if wanted != found => Err(capture::mismatch(found, wanted)),
+                _ => Ok(found),
+            }
+        });
+        captured.await.copied()
     }
 
     fn effect(sql: &str) -> Result<Effect, DbErr> {
@@ -133,20 +152,26 @@ impl Database for Postgres {
     }
 
     async fn check(&self) -> Result<()> {
+        let captured = self.captured().await?;
         let mut conn = self.pool.acquire().await.map_err(database_error)?;
-        schema::check(&mut conn, &self.catalog).await?;
+        schema::check(&mut conn, &self.catalog, captured).await?;
         drop(conn);
         self.epoch().await.map(drop)
     }
 
-    async fn install_capture(&self) -> Result<()> {
+    async fn capture(&self) -> Result<Capture> {
         let mut conn = self.pool.acquire().await.map_err(database_error)?;
-        triggers::install(&mut conn, &self.catalog).await
+        schema::capture(&mut conn).await
     }
 
-    async fn remove_capture(&self) -> Result<()> {
+    async fn install_capture(&self, capture: Capture) -> Result<()> {
         let mut conn = self.pool.acquire().await.map_err(database_error)?;
-        triggers::remove(&mut conn, &self.catalog).await
+        match capture {
+            Capture::Triggers => triggers::install(&mut conn, &self.catalog).await?,
+            Capture::Hooks | Capture::Log => triggers::remove(&mut conn, &self.catalog).await?,
+        }
+        let said = sqlx::query("UPDATE tidewire_log SET capture = $1 WHERE capture <> $1");
+        said.bind(capture.to_string()).execute(&mut *conn).await.map(drop).map_err(database_error)
     }
 
     async fn semantics(&self) -> Result<Arc<Semantics>> {

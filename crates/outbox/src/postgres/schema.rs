@@ -4,6 +4,7 @@ use sqlx::{PgConnection, Row};
 
 use super::{database_error, triggers};
 use crate::{
+    capture::Capture,
     error::{Error, ErrorKind, Result},
     registry::Catalog,
 };
@@ -26,8 +27,14 @@ CREATE TABLE tidewire_outbox (
   at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
 CREATE INDEX tidewire_outbox_xid ON tidewire_outbox (xid, seq);
-CREATE TABLE tidewire_log (one int PRIMARY KEY CHECK (one = 1), epoch bigint NOT NULL, system text NOT NULL, trimmed_xid bigint NOT NULL);
-INSERT INTO tidewire_log VALUES (1, 0, '', 0);
+CREATE TABLE tidewire_log (
+  one int PRIMARY KEY CHECK (one = 1),
+  epoch bigint NOT NULL,
+  system text NOT NULL,
+  trimmed_xid bigint NOT NULL,
+  capture text NOT NULL
+);
+INSERT INTO tidewire_log VALUES (1, 0, '', 0, 'triggers');
 CREATE TABLE tidewire_mutation (
   id text NOT NULL,
   field text NOT NULL,
@@ -43,7 +50,34 @@ CREATE INDEX tidewire_mutation_at ON tidewire_mutation (at);
 ///
 /// # Errors
 /// [`ErrorKind::Setup`] naming what is missing.
-pub(super) async fn check(conn: &mut PgConnection, catalog: &Catalog) -> Result<()> {
+pub(super) async fn check(conn: &mut PgConnection, catalog: &Catalog, capture: Capture) -> Result<()> {
+    check_tables(conn, catalog).await?;
+    if capture != Capture::Triggers {
+        return Ok(());
+    }
+    let drifted = triggers::drifted(conn, catalog).await?;
+    if drifted.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Setup,
+        format!(
+            "the triggers that record {} are missing or out of date. `tidewire capture install` puts them in place, or \
+             `Recorder::install_capture` from a program",
+            drifted.join(", ")
+        ),
+    ))
+}
+
+/// How the database says that it is captured.
+pub(super) async fn capture(conn: &mut PgConnection) -> Result<Capture> {
+    check_installed(conn).await?;
+    let name: String =
+        sqlx::query_scalar("SELECT capture FROM tidewire_log").fetch_one(conn).await.map_err(database_error)?;
+    name.parse()
+}
+
+async fn check_installed(conn: &mut PgConnection) -> Result<()> {
     let installed: bool = sqlx::query_scalar("SELECT to_regclass('tidewire_outbox') IS NOT NULL")
         .fetch_one(&mut *conn)
         .await
@@ -54,6 +88,10 @@ pub(super) async fn check(conn: &mut PgConnection, catalog: &Catalog) -> Result<
             "the database has no outbox. Run the migrations (`tidewire migrate up`), or `tidewire_outbox::install` from your own",
         ));
     }
+    Ok(())
+}
+
+async fn check_tables(conn: &mut PgConnection, catalog: &Catalog) -> Result<()> {
     let mut missing = Vec::new();
     for entity in catalog.entities() {
         let name = triggers::qualified(entity);
@@ -79,17 +117,6 @@ pub(super) async fn check(conn: &mut PgConnection, catalog: &Catalog) -> Result<
             format!(
                 "the database lacks {}, which the registered entities have. Run the migrations, or generate the entities anew",
                 missing.join(", ")
-            ),
-        ));
-    }
-    let drifted = triggers::drifted(conn, catalog).await?;
-    if !drifted.is_empty() {
-        return Err(Error::new(
-            ErrorKind::Setup,
-            format!(
-                "the triggers that record {} are missing or out of date. `tidewire capture install` puts them in place, or \
-                 `Recorder::install_capture` from a program",
-                drifted.join(", ")
             ),
         ));
     }

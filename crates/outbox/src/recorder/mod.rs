@@ -13,6 +13,7 @@ use sea_orm::{
 
 pub use self::transaction::{RecorderTransaction, Remembered};
 use crate::{
+    capture::Capture,
     context::{Actor, Context, MutationId, Origin},
     cursor::Cursor,
     database::{Database, Packed, Text},
@@ -54,6 +55,8 @@ pub struct Recorder {
     catalog: Arc<Catalog>,
     log: Log,
     context: Context,
+    /// As the options want it.
+    capture: Option<Capture>,
 }
 
 /// How many connections read at once, unless [`RecorderOptions::max_readers`] says otherwise.
@@ -65,13 +68,16 @@ const DEFAULT_MAX_READERS: u32 = 8;
 pub struct RecorderOptions {
     /// How many connections read at once. On SQLite one more writes. Default 8.
     pub max_readers: u32,
+    /// How changes are captured. [`Recorder::check`] and the first write fail where the database says otherwise. Default: as the database
+    /// says, which is by hooks until [`Recorder::install_capture`] has put something else in place.
+    pub capture: Option<Capture>,
     /// How the log is followed.
     pub log: crate::LogOptions,
 }
 
 impl Default for RecorderOptions {
     fn default() -> Self {
-        Self { max_readers: DEFAULT_MAX_READERS, log: crate::LogOptions::default() }
+        Self { max_readers: DEFAULT_MAX_READERS, capture: None, log: crate::LogOptions::default() }
     }
 }
 
@@ -96,12 +102,12 @@ impl Recorder {
     pub async fn connect_with(url: &str, registry: Registry, options: RecorderOptions) -> Result<Self> {
         let catalog = registry.catalog()?;
         if url.starts_with("sqlite:") {
-            let database = crate::sqlite::Sqlite::connect(url, options.max_readers, Arc::clone(&catalog)).await?;
-            return Ok(Self::assemble(Arc::new(database), catalog, options.log));
+            let database = crate::sqlite::Sqlite::connect(url, &options, Arc::clone(&catalog)).await?;
+            return Ok(Self::assemble(Arc::new(database), catalog, options));
         }
         if url.starts_with("postgres:") || url.starts_with("postgresql:") {
-            let database = crate::postgres::Postgres::connect(url, options.max_readers, Arc::clone(&catalog)).await?;
-            return Ok(Self::assemble(Arc::new(database), catalog, options.log));
+            let database = crate::postgres::Postgres::connect(url, &options, Arc::clone(&catalog)).await?;
+            return Ok(Self::assemble(Arc::new(database), catalog, options));
         }
         Err(Error::new(
             ErrorKind::Setup,
@@ -121,20 +127,20 @@ impl Recorder {
                 Arc::new(crate::sqlite::Sqlite::with_pool(pool, Arc::clone(&catalog))?)
             }
             DbBackend::Postgres => {
-                let pool = connection.get_postgres_connection_pool();
-                Arc::new(crate::postgres::Postgres::with_pool(pool, Arc::clone(&catalog)))
+                let (pool, options) = (connection.get_postgres_connection_pool(), RecorderOptions::default());
+                Arc::new(crate::postgres::Postgres::with_pool(pool, &options, Arc::clone(&catalog)))
             }
             other => {
                 let problem = format!("{} is not supported yet; SQLite and PostgreSQL are", other.as_str());
                 return Err(Error::new(ErrorKind::Setup, problem));
             }
         };
-        Ok(Self::assemble(database, catalog, crate::LogOptions::default()))
+        Ok(Self::assemble(database, catalog, RecorderOptions::default()))
     }
 
-    fn assemble(database: Arc<dyn Database>, catalog: Arc<Catalog>, options: crate::LogOptions) -> Self {
-        let log = Log::new(Arc::clone(&database), Arc::clone(&catalog), options);
-        Self { database, catalog, log, context: Context::default() }
+    fn assemble(database: Arc<dyn Database>, catalog: Arc<Catalog>, options: RecorderOptions) -> Self {
+        let log = Log::new(Arc::clone(&database), Arc::clone(&catalog), options.log);
+        Self { database, catalog, log, context: Context::default(), capture: options.capture }
     }
 
     /// The same connection, writing in this actor's name.
@@ -214,21 +220,35 @@ impl Recorder {
         self.database.check().await
     }
 
-    /// Puts in place what capture needs in the database itself, or brings it up to date: the triggers, on PostgreSQL. Nothing on SQLite,
-    /// where they live on the recorder's own connection. Call it after migrations.
+    /// How the database is captured.
     ///
     /// # Errors
-    /// [`ErrorKind::Database`] where a table is missing, or the user may not create functions and triggers.
-    pub async fn install_capture(&self) -> Result<()> {
-        self.database.install_capture().await
+    /// [`ErrorKind::Setup`] where it has no outbox; [`ErrorKind::Database`] as it comes.
+    pub async fn capture(&self) -> Result<Capture> {
+        self.database.capture().await
     }
 
-    /// Removes what [`install_capture`](Self::install_capture) put in place. Nothing is recorded from then on.
+    /// Puts in place what capture needs in the database itself, or brings it up to date, for the capture of the options or else the one that
+    /// the database has. Call it after migrations.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Setup`] where this database cannot be captured in that way; [`ErrorKind::Database`] where a table is missing, or the user
+    /// may not do what it takes.
+    pub async fn install_capture(&self) -> Result<()> {
+        let capture = match self.capture {
+            Some(capture) => capture,
+            None => self.database.capture().await?,
+        };
+        self.database.install_capture(capture).await
+    }
+
+    /// Removes what [`install_capture`](Self::install_capture) put in place. The database is captured by hooks from then on, which need
+    /// nothing in it: what other programs write is not recorded any more.
     ///
     /// # Errors
     /// As [`install_capture`](Self::install_capture).
     pub async fn remove_capture(&self) -> Result<()> {
-        self.database.remove_capture().await
+        self.database.install_capture(Capture::Hooks).await
     }
 
     /// Closes the connections once what is running on them has ended.

@@ -32,11 +32,13 @@ use self::{
     writer::Writer,
 };
 use crate::{
+    capture::{self, Capture},
     context::Context,
     cursor::Cursor,
     database::{Database, Executed, Fetched, Packed, Pruned, Read, Rows, Session, SnapshotSource, Stats, Text},
     error::{Error, ErrorKind, Result},
     filter::{Filter, Semantics},
+    recorder::RecorderOptions,
     registry::{Catalog, EntityId, Kind},
     sql::{Dialect, Select},
 };
@@ -57,6 +59,8 @@ pub(crate) struct Sqlite {
     doorbell: Arc<Notify>,
     semantics: OnceCell<Arc<Semantics>>,
     epochs: log::Epochs,
+    /// How the options want it captured.
+    wanted: Option<Capture>,
     /// Where the file of an in-memory database lies; removed with this.
     _folder: Option<TempDir>,
 }
@@ -72,7 +76,7 @@ impl Sqlite {
     ///
     /// An in-memory database lives in a file in a temporary folder instead: readers and the writer are different connections, and what
     /// SQLite shares in memory it locks by whole tables.
-    pub(crate) async fn connect(url: &str, max_readers: u32, catalog: Arc<Catalog>) -> Result<Self> {
+    pub(crate) async fn connect(url: &str, settings: &RecorderOptions, catalog: Arc<Catalog>) -> Result<Self> {
         let mut options: SqliteConnectOptions = url.parse().map_err(|error| {
             Error::new(ErrorKind::Setup, "the database URL is not one of SQLite's")
                 .with_source(Box::new(error) as Box<dyn std::error::Error + Send + Sync>)
@@ -94,14 +98,14 @@ impl Sqlite {
             .statement_cache_capacity(STATEMENT_CACHE)
             .disable_statement_logging();
         let readers = SqlitePoolOptions::new()
-            .max_connections(max_readers)
+            .max_connections(settings.max_readers)
             .idle_timeout(None)
             .max_lifetime(None)
             .test_before_acquire(false)
             .connect_with(options.clone())
             .await
             .map_err(database_error)?;
-        Ok(Self::assemble(options, readers, catalog, folder))
+        Ok(Self::assemble(options, readers, settings.capture, catalog, folder))
     }
 
     /// Uses a pool that the caller has. Its options serve the writer too.
@@ -115,12 +119,13 @@ impl Sqlite {
             ));
         }
         let options = options.as_ref().clone().statement_cache_capacity(STATEMENT_CACHE).disable_statement_logging();
-        Ok(Self::assemble(options, pool.clone(), catalog, None))
+        Ok(Self::assemble(options, pool.clone(), None, catalog, None))
     }
 
     fn assemble(
         options: SqliteConnectOptions,
         readers: SqlitePool,
+        wanted: Option<Capture>,
         catalog: Arc<Catalog>,
         folder: Option<TempDir>,
     ) -> Self {
@@ -134,6 +139,7 @@ impl Sqlite {
             doorbell: Arc::default(),
             semantics: OnceCell::new(),
             epochs: log::Epochs::default(),
+            wanted,
             _folder: folder,
         }
     }
@@ -163,7 +169,21 @@ impl Database for Sqlite {
 
     async fn check(&self) -> Result<()> {
         self.writer.turn().await?;
-        Ok(())
+        match self.wanted {
+            Some(wanted) if wanted != Capture::Hooks => Err(capture::mismatch(Capture::Hooks, wanted)),
+            _ => Ok(()),
+        }
+    }
+
+    async fn capture(&self) -> Result<Capture> {
+        Ok(Capture::Hooks)
+    }
+
+    async fn install_capture(&self, capture: Capture) -> Result<()> {
+        match capture {
+            Capture::Hooks => Ok(()),
+            other => Err(Error::new(ErrorKind::Setup, format!("SQLite cannot be captured by {other}"))),
+        }
     }
 
     async fn semantics(&self) -> Result<Arc<Semantics>> {

@@ -25,8 +25,8 @@ CREATE TABLE tidewire_outbox (
   at INTEGER NOT NULL
 );
 CREATE TABLE tidewire_epoch (id INTEGER PRIMARY KEY AUTOINCREMENT, epoch INTEGER NOT NULL, since INTEGER NOT NULL, at INTEGER NOT NULL);
-CREATE TABLE tidewire_log (one INTEGER PRIMARY KEY CHECK (one = 1), trimmed_through INTEGER NOT NULL);
-INSERT INTO tidewire_log VALUES (1, 0);
+CREATE TABLE tidewire_log (one INTEGER PRIMARY KEY CHECK (one = 1), trimmed_through INTEGER NOT NULL, capture TEXT NOT NULL);
+INSERT INTO tidewire_log VALUES (1, 0, 'hooks');
 CREATE TABLE tidewire_mutation (
   id TEXT NOT NULL,
   field TEXT NOT NULL,

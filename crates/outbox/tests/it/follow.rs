@@ -7,7 +7,7 @@ use tidewire_outbox::{
     Batch, Cursor, ErrorKind, Event, Filter, Recorder, RecorderOptions, ResyncReason, Shape, Start, Step,
 };
 use tidewire_testkit::{
-    Replica, TestDatabase, eventually, soon,
+    Replica, TestDatabase, eventually, on_every_target, soon,
     zoo::{self, animal, food},
 };
 
@@ -82,53 +82,44 @@ async fn a_shape_that_cannot_be_followed_is_refused() {
     assert_eq!(other.log().follow(shape, Start::Now).await.unwrap_err().kind(), ErrorKind::Registry);
 }
 
-/// I5: while writers write, a snapshot and the log after its cursor fit together exactly, whenever it is taken.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_snapshot_and_what_follows_it_fit_together() {
-    fits_together(Zoo::new().await).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_snapshot_on_postgres_and_what_follows_it_fit_together() {
-    if let Some(zoo) = Zoo::postgres().await {
-        fits_together(zoo).await;
-    }
-}
-
-async fn fits_together(zoo: Zoo) {
-    zoo.populate().await;
-    let writer = {
-        let db = zoo.recorder.clone();
-        tokio::spawn(async move {
-            for round in 0..600_u32 {
-                let n = u8::try_from(round % 50 + 10).unwrap();
-                match round % 3 {
-                    0 => drop(animal(n, "new", None).insert(&db).await),
-                    1 => run(&db, &format!("UPDATE animal SET weight = {round} WHERE weight < {n}")).await,
-                    _ => drop(animal::Entity::delete_by_id(id(n.wrapping_add(1))).exec(&db).await),
+on_every_target! {
+    /// I5: while writers write, a snapshot and the log after its cursor fit together exactly, whenever it is taken.
+    async fn a_snapshot_and_what_follows_it_fit_together(database: TestDatabase) {
+        let zoo = Zoo::of(database).await;
+        zoo.populate().await;
+        let writer = {
+            let db = zoo.recorder.clone();
+            tokio::spawn(async move {
+                for round in 0..600_u32 {
+                    let n = u8::try_from(round % 50 + 10).unwrap();
+                    match round % 3 {
+                        0 => drop(animal(n, "new", None).insert(&db).await),
+                        1 => run(&db, &format!("UPDATE animal SET weight = {round} WHERE weight < {n}")).await,
+                        _ => drop(animal::Entity::delete_by_id(id(n.wrapping_add(1))).exec(&db).await),
+                    }
                 }
+            })
+        };
+        let meta = zoo.recorder.catalog().of::<animal::Entity>().unwrap();
+        let mut states = Vec::new();
+        while !writer.is_finished() {
+            // A few rows at a time, so that the writer writes between the parts.
+            let mut snapshot = zoo.recorder.log().snapshot(meta, Filter::all(), 5).await.unwrap();
+            let mut rows = Vec::new();
+            while let Some(part) = snapshot.next().await.unwrap() {
+                rows.extend(part);
             }
-        })
-    };
-    let meta = zoo.recorder.catalog().of::<animal::Entity>().unwrap();
-    let mut states = Vec::new();
-    while !writer.is_finished() {
-        // A few rows at a time, so that the writer writes between the parts.
-        let mut snapshot = zoo.recorder.log().snapshot(meta, Filter::all(), 5).await.unwrap();
-        let mut rows = Vec::new();
-        while let Some(part) = snapshot.next().await.unwrap() {
-            rows.extend(part);
+            states.push((rows, snapshot.cursor().clone()));
         }
-        states.push((rows, snapshot.cursor().clone()));
-    }
-    writer.await.unwrap();
-    assert!(states.len() > 5);
-    for (rows, cursor) in states {
-        let mut replica = Replica::starting_with(meta, rows);
-        for transaction in zoo.transactions(cursor).await {
-            replica.apply(zoo.recorder.catalog(), &transaction);
+        writer.await.unwrap();
+        assert!(states.len() > 5);
+        for (rows, cursor) in states {
+            let mut replica = Replica::starting_with(meta, rows);
+            for transaction in zoo.transactions(cursor).await {
+                replica.apply(zoo.recorder.catalog(), &transaction);
+            }
+            replica.assert_equals::<animal::Entity>(zoo.recorder.catalog(), zoo.recorder.unrecorded()).await;
         }
-        replica.assert_equals::<animal::Entity>(zoo.recorder.catalog(), zoo.recorder.unrecorded()).await;
     }
 }
 
@@ -204,50 +195,41 @@ async fn first_resync(recorder: &Recorder, cursor: Cursor) -> ResyncReason {
     }
 }
 
-#[tokio::test]
-async fn a_cursor_whose_changes_were_trimmed_is_answered_by_a_resync() {
-    is_trimmed(Zoo::new().await).await;
-}
+on_every_target! {
+    async fn a_cursor_whose_changes_were_trimmed_is_answered_by_a_resync(database: TestDatabase) {
+        let zoo = Zoo::of(database).await;
+        let mut cursors = Vec::new();
+        for n in 0..10 {
+            cursors.push(zoo.recorder.log().position().await.unwrap());
+            let transaction = sea_orm::TransactionTrait::begin(&zoo.recorder).await.unwrap();
+            add_food(&transaction, &format!("{n}a")).await;
+            add_food(&transaction, &format!("{n}b")).await;
+            sea_orm::TransactionSession::commit(transaction).await.unwrap();
+        }
+        let log = zoo.recorder.log();
 
-#[tokio::test]
-async fn a_cursor_whose_changes_were_trimmed_on_postgres_is_answered_by_a_resync() {
-    if let Some(zoo) = Zoo::postgres().await {
-        is_trimmed(zoo).await;
+        // Five changes are to stay; a transaction is not cut in two, so it is six.
+        let pruned = log.prune(None, Some(5), 3).await.unwrap();
+        assert!(pruned.more && pruned.changes == 4, "{pruned:?}");
+        while log.prune(None, Some(5), 3).await.unwrap().more {}
+        let stats = log.stats().await.unwrap();
+        assert_eq!((stats.changes, stats.oldest_seq, stats.trimmed_through), (6, Some(15), 14));
+
+        for cursor in &cursors[..7] {
+            assert_eq!(first_resync(&zoo.recorder, cursor.clone()).await, ResyncReason::Trimmed);
+        }
+        assert_eq!(first_resync(&zoo.recorder, Cursor::start()).await, ResyncReason::Trimmed);
+        assert_eq!(zoo.transactions(cursors[7].clone()).await.len(), 3);
+
+        // By age: all of it.
+        let later = chrono::Utc::now() + chrono::TimeDelta::seconds(10);
+        while log.prune(Some(later), None, 100).await.unwrap().more {}
+        assert_eq!(log.stats().await.unwrap().changes, 0);
+        assert_eq!(first_resync(&zoo.recorder, cursors[8].clone()).await, ResyncReason::Trimmed);
+        let end = log.position().await.unwrap();
+        add_food(&zoo.recorder, "new").await;
+        assert_eq!(zoo.transactions(end).await.len(), 1);
     }
-}
-
-async fn is_trimmed(zoo: Zoo) {
-    let mut cursors = Vec::new();
-    for n in 0..10 {
-        cursors.push(zoo.recorder.log().position().await.unwrap());
-        let transaction = sea_orm::TransactionTrait::begin(&zoo.recorder).await.unwrap();
-        add_food(&transaction, &format!("{n}a")).await;
-        add_food(&transaction, &format!("{n}b")).await;
-        sea_orm::TransactionSession::commit(transaction).await.unwrap();
-    }
-    let log = zoo.recorder.log();
-
-    // Five changes are to stay; a transaction is not cut in two, so it is six.
-    let pruned = log.prune(None, Some(5), 3).await.unwrap();
-    assert!(pruned.more && pruned.changes == 4, "{pruned:?}");
-    while log.prune(None, Some(5), 3).await.unwrap().more {}
-    let stats = log.stats().await.unwrap();
-    assert_eq!((stats.changes, stats.oldest_seq, stats.trimmed_through), (6, Some(15), 14));
-
-    for cursor in &cursors[..7] {
-        assert_eq!(first_resync(&zoo.recorder, cursor.clone()).await, ResyncReason::Trimmed);
-    }
-    assert_eq!(first_resync(&zoo.recorder, Cursor::start()).await, ResyncReason::Trimmed);
-    assert_eq!(zoo.transactions(cursors[7].clone()).await.len(), 3);
-
-    // By age: all of it.
-    let later = chrono::Utc::now() + chrono::TimeDelta::seconds(10);
-    while log.prune(Some(later), None, 100).await.unwrap().more {}
-    assert_eq!(log.stats().await.unwrap().changes, 0);
-    assert_eq!(first_resync(&zoo.recorder, cursors[8].clone()).await, ResyncReason::Trimmed);
-    let end = log.position().await.unwrap();
-    add_food(&zoo.recorder, "new").await;
-    assert_eq!(zoo.transactions(end).await.len(), 1);
 }
 
 #[tokio::test]

@@ -24,9 +24,9 @@ impl Zoo {
         Self::on(TestDatabase::sqlite(), prepare).await
     }
 
-    /// The same on PostgreSQL; `None` where that is not installed.
-    pub(crate) async fn postgres() -> Option<Self> {
-        Some(Self::on(TestDatabase::postgres().await?, async |_| {}).await)
+    /// In a database that is there and empty.
+    pub(crate) async fn of(database: TestDatabase) -> Self {
+        Self::on(database, async |_| {}).await
     }
 
     async fn on(database: TestDatabase, prepare: impl AsyncFnOnce(&DatabaseConnection)) -> Self {

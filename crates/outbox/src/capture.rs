@@ -1,0 +1,51 @@
+use std::{fmt, str::FromStr};
+
+use crate::error::{Error, ErrorKind};
+
+/// How changes get into the outbox. The stream is the same for all.
+///
+/// A database has one at a time, and says itself which: [`Recorder::install_capture`](crate::Recorder::install_capture) changes it. Programs
+/// that write should be stopped while it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Capture {
+    /// The recorder records what is written through it. Nothing is needed in the database; what other programs write is not seen.
+    #[default]
+    Hooks,
+    /// Triggers in the database record what anybody writes.
+    Triggers,
+    /// The database's own log (WAL, binlog) is read by one node at a time, which records what anybody has written.
+    Log,
+}
+
+impl Capture {
+    const NAMES: [(Self, &str); 3] = [(Self::Hooks, "hooks"), (Self::Triggers, "triggers"), (Self::Log, "log")];
+}
+
+impl fmt::Display for Capture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (_, name) = Self::NAMES.iter().find(|(capture, _)| capture == self).expect("all have names");
+        f.write_str(name)
+    }
+}
+
+impl FromStr for Capture {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let found = Self::NAMES.iter().find(|(_, name)| *name == text);
+        found.map(|(capture, _)| *capture).ok_or_else(|| {
+            Error::new(ErrorKind::Setup, format!("{text:?} is no way of capture; hooks, triggers and log are"))
+        })
+    }
+}
+
+/// That a database is captured in one way and the settings say another.
+pub(crate) fn mismatch(found: Capture, wanted: Capture) -> Error {
+    Error::new(
+        ErrorKind::Setup,
+        format!(
+            "the database is captured by {found}, and the settings say {wanted}. `tidewire capture install` changes the database, or \
+             `Recorder::install_capture` from a program"
+        ),
+    )
+}
