@@ -7,6 +7,7 @@ use crate::TestDatabase;
 #[allow(missing_docs, reason = "named for what they are")]
 pub enum Target {
     SqliteHooks,
+    PostgresHooks,
     PostgresTriggers,
 }
 
@@ -15,6 +16,7 @@ impl Target {
     pub async fn database(self) -> Option<TestDatabase> {
         match self {
             Self::SqliteHooks => Some(TestDatabase::sqlite()),
+            Self::PostgresHooks => TestDatabase::postgres().await,
             Self::PostgresTriggers => Some(TestDatabase::postgres().await?.captured_by(Capture::Triggers)),
         }
     }
@@ -52,6 +54,11 @@ macro_rules! on_every_target {
             #[::tokio::test(flavor = "multi_thread")]
             async fn sqlite_hooks() {
                 on($crate::Target::SqliteHooks).await;
+            }
+
+            #[::tokio::test(flavor = "multi_thread")]
+            async fn postgres_hooks() {
+                on($crate::Target::PostgresHooks).await;
             }
 
             #[::tokio::test(flavor = "multi_thread")]

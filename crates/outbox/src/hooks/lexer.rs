@@ -1,3 +1,5 @@
+use std::collections::HashSet;
+
 use sqlparser::{
     dialect::{Dialect, MySqlDialect, PostgreSqlDialect},
     tokenizer::{Location, Token, Tokenizer},
@@ -71,4 +73,13 @@ impl Places<'_> {
         let offset = self.rest.offset();
         (offset <= self.len).then_some(offset)
     }
+}
+
+/// The words of a text, quoted ones too, in lower case. `None` where it cannot be read.
+pub(crate) fn words(sql: &str, syntax: Syntax) -> Option<HashSet<String>> {
+    let word = |lexeme: Lexeme| match lexeme.token {
+        Token::Word(word) => Some(word.value.to_lowercase()),
+        _ => None,
+    };
+    Some(lex(sql, syntax)?.into_iter().filter_map(word).collect())
 }

@@ -17,48 +17,50 @@ use std::{
 };
 
 pub(crate) use self::{
-    lexer::Syntax,
-    script::{Action, Assignment, Conflict, Effect, Piece, Script, TableName, Verb, With, Write},
+    lexer::{Syntax, words},
+    reader::read,
+    script::{Action, Assignment, Conflict, Effect, Piece, Script, TableName, Verb, Write},
 };
 
-/// Scripts by text, each read once.
+/// What was made of texts, each once.
 #[derive(Debug)]
-pub(crate) struct Scripts {
-    syntax: Syntax,
-    known: Mutex<Known>,
+pub(crate) struct Texts<T> {
+    known: Mutex<Known<T>>,
 }
 
-#[derive(Debug, Default)]
-struct Known {
-    scripts: HashMap<String, Arc<Script>>,
+#[derive(Debug)]
+struct Known<T> {
+    texts: HashMap<String, Arc<T>>,
     bytes: usize,
 }
 
-/// How many bytes of texts are remembered before all are forgotten and learnt again: programs that write values into their texts never say the same
-/// one twice.
+/// How many bytes of texts are remembered before all are forgotten and learnt again: programs that write values into their texts never say the
+/// same one twice.
 const CAPACITY: usize = 8 << 20;
 
-impl Scripts {
-    pub(crate) fn new(syntax: Syntax) -> Self {
-        Self { syntax, known: Mutex::default() }
+impl<T> Default for Texts<T> {
+    fn default() -> Self {
+        Self { known: Mutex::new(Known { texts: HashMap::new(), bytes: 0 }) }
     }
+}
 
-    /// Reads a text, or remembers it.
-    pub(crate) fn get(&self, sql: &str) -> Arc<Script> {
-        if let Some(script) = self.known().scripts.get(sql) {
-            return Arc::clone(script);
+impl<T> Texts<T> {
+    /// What was made of a text, or is now.
+    pub(crate) fn get(&self, sql: &str, make: impl FnOnce() -> T) -> Arc<T> {
+        if let Some(made) = self.known().texts.get(sql) {
+            return Arc::clone(made);
         }
-        let script = Arc::new(reader::read(sql, self.syntax));
+        let made = Arc::new(make());
         let mut known = self.known();
         if known.bytes + sql.len() > CAPACITY {
-            *known = Known::default();
+            *known = Known { texts: HashMap::new(), bytes: 0 };
         }
         known.bytes += sql.len();
-        known.scripts.insert(sql.to_owned(), Arc::clone(&script));
-        script
+        known.texts.insert(sql.to_owned(), Arc::clone(&made));
+        made
     }
 
-    fn known(&self) -> std::sync::MutexGuard<'_, Known> {
+    fn known(&self) -> std::sync::MutexGuard<'_, Known<T>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -11,7 +11,7 @@ use super::{
 };
 
 /// Reads a text.
-pub(super) fn read(sql: &str, syntax: Syntax) -> Script {
+pub(crate) fn read(sql: &str, syntax: Syntax) -> Script {
     let Some(lexemes) = lex(sql, syntax) else {
         return Script { pieces: vec![Piece::of(sql, Effect::Unreadable)] };
     };
@@ -64,12 +64,12 @@ impl<'a> Reader<'a> {
             "SELECT" | "TABLE" | "VALUES" => self.select(),
             "" if self.lexemes.first().is_some_and(|lexeme| lexeme.token == Token::LParen) => self.select(),
             "WITH" => match self.verb_behind_with() {
-                Some(at) if self.is_write(at) => self.write(at).unwrap_or(Effect::Unreadable),
+                Some(at) if self.is_write(at) => self.write(at).unwrap_or_else(|| self.unknown(at)),
                 Some(at) if self.word(at) == "MERGE" => Effect::Opaque { what: "MERGE".into(), tables: all() },
                 Some(_) => self.select(),
-                None => Effect::Unreadable,
+                None => self.unknown(0),
             },
-            _ if self.is_write(0) => self.write(0).unwrap_or(Effect::Unreadable),
+            _ if self.is_write(0) => self.write(0).unwrap_or_else(|| self.unknown(0)),
             "BEGIN" | "START" | "COMMIT" | "END" | "ROLLBACK" | "ABORT" | "SAVEPOINT" | "RELEASE" | "XA" => {
                 Effect::Control(first)
             }
@@ -95,9 +95,12 @@ impl<'a> Reader<'a> {
             "MERGE" | "TRUNCATE" | "COPY" | "CLUSTER" | "REINDEX" | "REFRESH" | "COMMENT" | "GRANT" | "REVOKE"
             | "RENAME" => opaque(all()),
             "CREATE" | "ALTER" | "DROP" => self.definition(&first),
-            "" => Effect::Unreadable,
-            _ => opaque(None),
+            _ => self.unknown(0),
         }
+    }
+
+    fn unknown(self, at: usize) -> Effect {
+        Effect::Opaque { what: format!("{} in an unknown form", self.word(at)), tables: None }
     }
 
     /// A query, or one that makes a table of its rows.
@@ -616,10 +619,11 @@ mod tests {
             let task = |names: &Vec<TableName>| names.iter().any(|name| name.name == "task");
             assert_eq!(tables.is_some_and(|tables| task(&tables)), named, "{sql}");
         }
-        for sql in
-            ["INSERT INTO t VALUES ('open", "/* open", "SELECT (1", "INSERT INTO U&\"t\" VALUES (1)", "UPDATE t", "= 1"]
-        {
+        for sql in ["INSERT INTO t VALUES ('open", "/* open", "SELECT (1"] {
             assert_eq!(one(sql).effect, Effect::Unreadable, "{sql}");
+        }
+        for sql in ["INSERT INTO U&\"t\" VALUES (1)", "UPDATE t", "= 1", "WITH x"] {
+            assert!(matches!(one(sql).effect, Effect::Opaque { tables: None, .. }), "{sql}");
         }
         assert!(read(" ; ;", Syntax::Postgres).pieces.is_empty());
     }

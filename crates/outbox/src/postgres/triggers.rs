@@ -35,7 +35,7 @@ fn function(entity: &EntityMeta) -> String {
 }
 
 /// A row as a JSON object. Documents in it are texts, which tells their null from SQL's.
-fn image(entity: &EntityMeta, row: &str) -> String {
+pub(super) fn image(entity: &EntityMeta, row: &str) -> String {
     if !entity.columns.iter().any(|column| column.kind == Kind::Json) {
         return format!("row_to_json({row})::text");
     }
