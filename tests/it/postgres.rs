@@ -51,6 +51,13 @@ impl Place {
         self.place.succeed(&[arguments, &["--database", &self.url]].concat()).await
     }
 
+    /// Has what anybody writes recorded.
+    async fn install_triggers(&self) {
+        let mut command = self.place.command(&["capture", "install", "--database", &self.url]);
+        let output = command.env("TIDEWIRE_DATABASE__CAPTURE", "triggers").output().await.unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
     async fn serve(&self) -> Running {
         Running::start(self.place.command(&["serve", "--listen", "127.0.0.1:0", "--database", &self.url])).await
     }
@@ -59,6 +66,7 @@ impl Place {
 #[tokio::test]
 async fn what_other_programs_write_reaches_subscribers() {
     let Some(place) = Place::new().await else { return };
+    place.install_triggers().await;
     let server = place.serve().await;
     let mut socket = subscribe(&server, None).await;
     socket.event("labelChanges").await;
@@ -137,19 +145,27 @@ async fn a_cursor_resumes_on_any_node() {
 #[tokio::test]
 async fn capture_is_installed_removed_and_missed() {
     let Some(place) = Place::new().await else { return };
+    assert!(place.succeed(&["capture", "status"]).await.contains("8 entities are recorded by hooks"));
+    place.install_triggers().await;
+    place.install_triggers().await;
+    place.succeed(&["doctor"]).await;
     assert!(place.succeed(&["capture", "status"]).await.contains("8 entities are recorded by triggers"));
     place.succeed(&["capture", "remove"]).await;
-    let (healthy, text) = place.place.run(&["doctor", "--database", &place.url]).await;
-    assert!(!healthy && text.contains("`tidewire capture install`"), "{text}");
-    place.succeed(&["capture", "install"]).await;
-    place.succeed(&["capture", "install"]).await;
     place.succeed(&["doctor"]).await;
+    assert!(place.succeed(&["capture", "status"]).await.contains("8 entities are recorded by hooks"));
+    place.install_triggers().await;
 
     // A trigger that somebody disabled is missed as well.
     let psql = Database::connect(&place.url).await.unwrap();
     psql.execute_unprepared("ALTER TABLE task DISABLE TRIGGER ALL").await.unwrap();
     let (healthy, text) = place.place.run(&["doctor", "--database", &place.url]).await;
     assert!(!healthy && text.contains("record task are missing or out of date"), "{text}");
+
+    // With hooks and triggers every write would be recorded twice.
+    place.install_triggers().await;
+    psql.execute_unprepared("UPDATE tidewire_log SET capture = 'hooks'").await.unwrap();
+    let (healthy, text) = place.place.run(&["doctor", "--database", &place.url]).await;
+    assert!(!healthy && text.contains("the triggers that record task are installed too"), "{text}");
 }
 
 #[tokio::test]
