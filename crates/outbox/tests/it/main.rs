@@ -4,6 +4,7 @@
 
 mod canonical;
 mod capture;
+mod differential;
 mod errors;
 mod filter;
 mod follow;

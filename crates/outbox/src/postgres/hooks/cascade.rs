@@ -16,13 +16,10 @@ use sea_orm::{DbErr, Values, sea_query::Value};
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::{
-    super::{
-        session::{self, Answer, How, exec_error},
-        triggers,
-    },
+    super::session::{self, Answer, How, exec_error},
     Schema,
     facts::{Action, Facts, Follower, Oid, Table},
-    rewrite::{given, list, quoted},
+    rewrite::{given, image, list, literal, quoted},
     with_context,
 };
 use crate::{
@@ -236,7 +233,7 @@ impl Walk<'_> {
             format!("json_build_array({})::text", list(columns, |_, name| format!("t.{name}::text")))
         };
         let image = match table.entity {
-            Some(id) => triggers::image(self.schema.catalog.entity(id), "t"),
+            Some(id) => image(table, self.schema.catalog.entity(id), "t"),
             None => "NULL::text".into(),
         };
         // A table without a key has rows of no name; then they are told apart by their place.
@@ -311,7 +308,7 @@ impl Walk<'_> {
     /// What others refer to in the rows that the statement has written.
     async fn written(&mut self, table: &Table, mark: i64) -> Result<Vec<Texts>, DbErr> {
         let columns = table.referred();
-        let names = columns.iter().map(|name| format!("after::json ->> {}", super::rewrite::literal(name)));
+        let names = columns.iter().map(|name| format!("after::json ->> {}", literal(name)));
         let sql = format!(
             "SELECT json_build_array({})::text FROM tidewire_outbox
              WHERE xid = pg_current_xact_id()::text::bigint AND seq > $1 AND entity = $2 AND after IS NOT NULL",

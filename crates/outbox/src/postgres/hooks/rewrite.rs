@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     hooks::{Action, Assignment, Conflict, Verb, Write},
-    registry::EntityMeta,
+    registry::{EntityMeta, Kind},
     sql::Dialect,
 };
 
@@ -103,7 +103,7 @@ impl Rewriter<'_> {
     }
 
     fn image(&self, entity: &EntityMeta) -> String {
-        triggers::image(entity, &self.row())
+        image(self.table, entity, &self.row())
     }
 
     fn set(assignments: &[Assignment]) -> String {
@@ -337,4 +337,13 @@ impl Rewriter<'_> {
 pub(super) fn given(table: &Table, columns: &[String], place: usize) -> String {
     let values = columns.iter().enumerate().map(|(at, name)| format!("(e ->> {at})::{}", table.type_of(name)));
     format!("SELECT {} FROM json_array_elements(${place}::text::json) AS e", values.collect::<Vec<_>>().join(", "))
+}
+
+/// A row as a JSON object, of the entity's columns only: a change of another is no change.
+pub(super) fn image(table: &Table, entity: &EntityMeta, row: &str) -> String {
+    let is_whole = table.columns.len() == entity.columns.len();
+    if is_whole && !entity.columns.iter().any(|column| column.kind == Kind::Json) {
+        return format!("row_to_json({row}.*)::text");
+    }
+    triggers::image_of_columns(entity, row)
 }
