@@ -53,9 +53,8 @@ impl Place {
 
     /// Has what anybody writes recorded.
     async fn install_triggers(&self) {
-        let mut command = self.place.command(&["capture", "install", "--database", &self.url]);
-        let output = command.env("TIDEWIRE_DATABASE__CAPTURE", "triggers").output().await.unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        self.place.settings("[database]\ncapture = \"triggers\"");
+        self.succeed(&["capture", "install"]).await;
     }
 
     async fn serve(&self) -> Running {
@@ -151,8 +150,9 @@ async fn capture_is_installed_removed_and_missed() {
     place.succeed(&["doctor"]).await;
     assert!(place.succeed(&["capture", "status"]).await.contains("8 entities are recorded by triggers"));
     place.succeed(&["capture", "remove"]).await;
-    place.succeed(&["doctor"]).await;
     assert!(place.succeed(&["capture", "status"]).await.contains("8 entities are recorded by hooks"));
+    let (healthy, text) = place.place.run(&["doctor", "--database", &place.url]).await;
+    assert!(!healthy && text.contains("captured by hooks, and the settings say triggers"), "{text}");
     place.install_triggers().await;
 
     // A trigger that somebody disabled is missed as well.
@@ -163,6 +163,7 @@ async fn capture_is_installed_removed_and_missed() {
 
     // With hooks and triggers every write would be recorded twice.
     place.install_triggers().await;
+    place.place.settings("");
     psql.execute_unprepared("UPDATE tidewire_log SET capture = 'hooks'").await.unwrap();
     let (healthy, text) = place.place.run(&["doctor", "--database", &place.url]).await;
     assert!(!healthy && text.contains("the triggers that record task are installed too"), "{text}");

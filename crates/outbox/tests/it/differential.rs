@@ -259,21 +259,27 @@ impl Worker {
                 };
                 row.insert(db).await?;
             }
-            15 => drop(keeper::Entity::delete_by_id(i32::from(n)).exec(db).await?),
-            16 => drop(animal::Entity::delete_many().filter(animal::Column::Id.eq(id(n))).exec(db).await?),
-            17 => drop(
+            15 => {
+                keeper::Entity::delete_by_id(i32::from(n)).exec(db).await?;
+            }
+            16 => {
+                animal::Entity::delete_many().filter(animal::Column::Id.eq(id(n))).exec(db).await?;
+            }
+            17 => {
                 db.execute_unprepared(&format!(
                     "UPDATE keeper SET id = id + 50 WHERE id = {n}; UPDATE food SET id = id + 100 WHERE id = {some}"
                 ))
-                .await?,
-            ),
+                .await?;
+            }
             18 => {
                 let update = format!(
                     "UPDATE animal SET name = k.name || '!' FROM keeper AS k WHERE k.id = keeper_id AND k.id > {n}"
                 );
                 db.execute_unprepared(&update).await?;
             }
-            _ => drop(food::Entity::delete_many().filter(food::Column::Id.gt(some)).exec(db).await?),
+            _ => {
+                food::Entity::delete_many().filter(food::Column::Id.gt(some)).exec(db).await?;
+            }
         }
         Ok(())
     }

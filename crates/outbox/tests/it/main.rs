@@ -9,4 +9,5 @@ mod errors;
 mod filter;
 mod follow;
 mod hooks;
+mod others;
 mod support;
