@@ -24,7 +24,7 @@ impl TestDatabase {
 
     /// An empty PostgreSQL database; `None` where PostgreSQL is not installed.
     pub async fn postgres() -> Option<Self> {
-        Some(Self { url: PostgresServer::shared().await?.create().await, folder: None, capture: Capture::Triggers })
+        Some(Self { url: PostgresServer::shared().await?.create().await, folder: None, capture: Capture::Hooks })
     }
 
     /// Another empty database of the same kind, captured in the same way.

@@ -34,7 +34,7 @@ CREATE TABLE tidewire_log (
   trimmed_xid bigint NOT NULL,
   capture text NOT NULL
 );
-INSERT INTO tidewire_log VALUES (1, 0, '', 0, 'triggers');
+INSERT INTO tidewire_log VALUES (1, 0, '', 0, 'hooks');
 CREATE TABLE tidewire_mutation (
   id text NOT NULL,
   field text NOT NULL,

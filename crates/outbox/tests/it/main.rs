@@ -4,8 +4,10 @@
 
 mod canonical;
 mod capture;
+mod differential;
 mod errors;
 mod filter;
 mod follow;
+mod hooks;
 mod others;
 mod support;
