@@ -11,7 +11,9 @@ use std::{
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use futures_util::stream::BoxStream;
-use sea_orm::{DatabaseConnection, DbErr, ExecResult, QueryResult, Statement, TransactionOptions};
+use sea_orm::{
+    DatabaseConnection, DbBackend, DbErr, ExecResult, QueryResult, Statement, TransactionOptions, sea_query::Value,
+};
 use tokio::sync::Notify;
 
 use crate::{
@@ -139,6 +141,21 @@ pub(crate) trait Session: Send + Sync + fmt::Debug {
 
     /// Runs a statement on Tidewire's own tables.
     async fn own(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr>;
+}
+
+/// A statement on Tidewire's own tables, with the database's own placeholders in place of question marks.
+pub(crate) fn own<const N: usize>(backend: DbBackend, sql: &str, values: [Value; N]) -> Statement {
+    if backend != DbBackend::Postgres {
+        return Statement::from_sql_and_values(backend, sql, values);
+    }
+    let mut text = String::with_capacity(sql.len() + 8);
+    for (number, part) in sql.split('?').enumerate() {
+        if number > 0 {
+            text.push_str(&format!("${number}"));
+        }
+        text.push_str(part);
+    }
+    Statement::from_sql_and_values(backend, text, values)
 }
 
 /// The name of the savepoint at a level.

@@ -11,6 +11,7 @@ pub mod filter;
 mod image;
 mod install;
 pub mod json;
+mod lease;
 mod log;
 mod postgres;
 mod recorder;
@@ -29,6 +30,7 @@ pub use self::{
     filter::Filter,
     image::Image,
     install::{SCHEMA_VERSION, install, installed, uninstall},
+    lease::Lease,
     log::{
         Batch, Event, EventKind, Events, Follower, Log, LogOptions, Shape, Snapshot, Start, Step, TailStats, classify,
     },

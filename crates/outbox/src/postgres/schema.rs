@@ -44,6 +44,14 @@ CREATE TABLE tidewire_mutation (
   PRIMARY KEY (id, field)
 );
 CREATE INDEX tidewire_mutation_at ON tidewire_mutation (at);
+-- With the token in a unique index, whoever takes a lease over waits for transactions that have a key share of it, and who renews it does not.
+CREATE TABLE tidewire_lease (
+  name text PRIMARY KEY,
+  holder text NOT NULL,
+  token bigint NOT NULL,
+  expires bigint NOT NULL,
+  UNIQUE (name, token)
+);
 "];
 
 /// Looks for tables and columns, and whether the capture is in place and up to date.

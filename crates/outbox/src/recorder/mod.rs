@@ -251,6 +251,10 @@ impl Recorder {
         self.database.install_capture(Capture::Hooks).await
     }
 
+    pub(crate) fn database(&self) -> &Arc<dyn Database> {
+        &self.database
+    }
+
     /// Closes the connections once what is running on them has ended.
     pub async fn close(&self) {
         self.log.stop().await;
