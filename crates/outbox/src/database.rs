@@ -14,10 +14,10 @@ use futures_util::stream::BoxStream;
 use sea_orm::{
     DatabaseConnection, DbBackend, DbErr, ExecResult, QueryResult, Statement, TransactionOptions, sea_query::Value,
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::{
-    capture::Capture,
+    capture::{Capture, LogStatus},
     change::Transaction,
     context::Context,
     cursor::Cursor,
@@ -59,6 +59,19 @@ pub(crate) trait Database: Send + Sync + fmt::Debug + 'static {
 
     /// Puts in place what a capture needs in the database itself, or brings it up to date, and removes what another needed.
     async fn install_capture(&self, capture: Capture) -> Result<()>;
+
+    /// Where the database's own log is what is captured: reads it, or waits until no other node does, until told to stop.
+    async fn run_capture(self: Arc<Self>, _stop: watch::Receiver<bool>) {}
+
+    /// How far the database's own log has been read, where it is what is captured.
+    async fn log_status(&self) -> Result<Option<LogStatus>> {
+        Ok(None)
+    }
+
+    /// What keeps changes from being recorded, as far as the latest look at the outbox showed it. Costs no look at the database.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
 
     /// What comparisons mean here.
     async fn semantics(&self) -> Result<Arc<Semantics>>;

@@ -61,9 +61,15 @@ pub async fn installed(db: &impl ConnectionTrait) -> Result<u32> {
 /// # Errors
 /// [`ErrorKind::Database`] and its kind as they come.
 pub async fn uninstall(db: &impl ConnectionTrait) -> Result<()> {
-    for table in
-        ["tidewire_outbox", "tidewire_epoch", "tidewire_log", "tidewire_mutation", "tidewire_lease", "tidewire_schema"]
-    {
+    for table in [
+        "tidewire_outbox",
+        "tidewire_epoch",
+        "tidewire_log",
+        "tidewire_mutation",
+        "tidewire_lease",
+        "tidewire_identity",
+        "tidewire_schema",
+    ] {
         db.execute_unprepared(&format!("DROP TABLE IF EXISTS {table}")).await?;
     }
     Ok(())

@@ -130,6 +130,22 @@ impl Lease {
         if rows.is_empty() { Err(self.row.is_lost()) } else { Ok(()) }
     }
 
+    /// As [`fence`](Self::fence), for a transaction that is no recorder's and on PostgreSQL: a query that gives a row while the lease is held.
+    /// Its values are those of [`key`](Self::key), from this number on.
+    pub(crate) fn fence_sql(&self, first: usize) -> String {
+        let mut parts = self.row.fence().split('?').map(str::to_owned).collect::<Vec<_>>().into_iter();
+        let start = parts.next().unwrap_or_default();
+        (first..).zip(parts).fold(start, |sql, (number, part)| format!("{sql}${number}{part}"))
+    }
+
+    pub(crate) fn key(&self) -> Key<'_> {
+        Key { name: &self.row.name, holder: &self.row.holder, token: self.row.token }
+    }
+
+    pub(crate) fn lost_error(&self) -> Error {
+        self.row.is_lost()
+    }
+
     /// Gives it back, so that the next may take it at once.
     ///
     /// # Errors
@@ -147,6 +163,13 @@ impl Drop for Lease {
     fn drop(&mut self) {
         self.renewal.abort();
     }
+}
+
+/// What tells a holder of a lease from others.
+pub(crate) struct Key<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) holder: &'a str,
+    pub(crate) token: i64,
 }
 
 fn holder() -> String {

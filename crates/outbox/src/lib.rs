@@ -21,7 +21,7 @@ mod sqlite;
 mod times;
 
 pub use self::{
-    capture::Capture,
+    capture::{Capture, LogStatus},
     change::{Change, Operation, Transaction},
     context::{Actor, MutationId, Origin},
     cursor::{Cursor, Epoch},

@@ -8,6 +8,7 @@ use crate::TestDatabase;
 pub enum Target {
     SqliteHooks,
     PostgresTriggers,
+    PostgresLog,
 }
 
 impl Target {
@@ -16,6 +17,7 @@ impl Target {
         match self {
             Self::SqliteHooks => Some(TestDatabase::sqlite()),
             Self::PostgresTriggers => Some(TestDatabase::postgres().await?.captured_by(Capture::Triggers)),
+            Self::PostgresLog => Some(TestDatabase::postgres().await?.captured_by(Capture::Log)),
         }
     }
 }
@@ -57,6 +59,11 @@ macro_rules! on_every_target {
             #[::tokio::test(flavor = "multi_thread")]
             async fn postgres_triggers() {
                 on($crate::Target::PostgresTriggers).await;
+            }
+
+            #[::tokio::test(flavor = "multi_thread")]
+            async fn postgres_log() {
+                on($crate::Target::PostgresLog).await;
             }
         }
     };

@@ -7,10 +7,11 @@ pub(crate) mod schema;
 mod session;
 mod statement;
 mod triggers;
+mod wal;
 
 use std::{
     fmt,
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -24,11 +25,11 @@ use sqlx::{
     ConnectOptions,
     postgres::{PgConnectOptions, PgPool, PgPoolOptions},
 };
-use tokio::sync::{Notify, OnceCell};
+use tokio::sync::{Notify, OnceCell, watch};
 
 use self::{dialect::PostgresDialect, session::PostgresSession, statement::Effect};
 use crate::{
-    capture::{self, Capture},
+    capture::{self, Capture, LogStatus},
     context::Context,
     cursor::{Cursor, Epoch},
     database::{Database, Executed, Fetched, Packed, Pruned, Read, Rows, Session, SnapshotSource, Stats, Text},
@@ -50,11 +51,13 @@ pub(crate) struct Postgres {
     connection: DatabaseConnection,
     pool: PgPool,
     doorbell: Arc<Notify>,
-    epoch: OnceCell<Epoch>,
+    epoch: RwLock<Option<Epoch>>,
     /// How the options want it captured.
     wanted: Option<Capture>,
     captured: OnceCell<Capture>,
     semantics: OnceLock<Arc<Semantics>>,
+    /// Capture by the database's own log.
+    log: wal::Shared,
 }
 
 impl fmt::Debug for Postgres {
@@ -94,19 +97,41 @@ impl Postgres {
             connection: DatabaseConnection::from(pool.clone()),
             pool: pool.clone(),
             doorbell: Arc::default(),
-            epoch: OnceCell::new(),
+            epoch: RwLock::default(),
             wanted: options.capture,
             captured: OnceCell::new(),
             semantics: OnceLock::new(),
+            log: wal::Shared::new(options),
         }
     }
 
+    /// The log's epoch, as this process knows it.
     async fn epoch(&self) -> Result<Epoch> {
-        let epoch = self.epoch.get_or_try_init(|| async {
-            let mut conn = self.pool.acquire().await.map_err(database_error)?;
-            schema::epoch(&mut conn).await.map(Epoch)
-        });
-        epoch.await.copied()
+        match self.known_epoch() {
+            Some(epoch) => Ok(epoch),
+            None => self.look_for_epoch().await,
+        }
+    }
+
+    /// The log's epoch as it is. Reads find out when it changes.
+    async fn look_for_epoch(&self) -> Result<Epoch> {
+        let mut conn = self.pool.acquire().await.map_err(database_error)?;
+        let epoch = Epoch(schema::epoch(&mut conn).await?);
+        self.set_epoch(epoch);
+        Ok(epoch)
+    }
+
+    fn known_epoch(&self) -> Option<Epoch> {
+        *self.epoch.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_epoch(&self, epoch: Epoch) {
+        *self.epoch.write().unwrap_or_else(PoisonError::into_inner) = Some(epoch);
+    }
+
+    /// What keeps the database's log from being read, as the latest look at the outbox showed it.
+    fn note_trouble(&self, trouble: Option<&str>) {
+        self.log.note_trouble(trouble);
     }
 
     /// How it is captured, which has to be known before the first write.
@@ -166,12 +191,39 @@ impl Database for Postgres {
 
     async fn install_capture(&self, capture: Capture) -> Result<()> {
         let mut conn = self.pool.acquire().await.map_err(database_error)?;
+        if capture == Capture::Log {
+            return wal::install(self, &mut conn).await;
+        }
+        let was_log = schema::capture(&mut conn).await? == Capture::Log;
+        if was_log {
+            wal::finish(self).await;
+        }
         match capture {
             Capture::Triggers => triggers::install(&mut conn, &self.catalog).await?,
             Capture::Hooks | Capture::Log => triggers::remove(&mut conn, &self.catalog).await?,
         }
         let said = sqlx::query("UPDATE tidewire_log SET capture = $1 WHERE capture <> $1");
-        said.bind(capture.to_string()).execute(&mut *conn).await.map(drop).map_err(database_error)
+        said.bind(capture.to_string()).execute(&mut *conn).await.map_err(database_error)?;
+        if was_log {
+            wal::remove(self, &mut conn).await?;
+        }
+        Ok(())
+    }
+
+    async fn run_capture(self: Arc<Self>, stop: watch::Receiver<bool>) {
+        wal::run(self, stop).await;
+    }
+
+    async fn log_status(&self) -> Result<Option<LogStatus>> {
+        if self.capture().await? != Capture::Log {
+            return Ok(None);
+        }
+        let mut conn = self.pool.acquire().await.map_err(database_error)?;
+        wal::status(&mut conn).await.map(Some)
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.log.trouble()
     }
 
     async fn semantics(&self) -> Result<Arc<Semantics>> {
@@ -219,7 +271,9 @@ impl Database for Postgres {
 
     async fn begin(&self, context: &Context, options: TransactionOptions) -> Result<Arc<dyn Session>, DbErr> {
         let transaction = session::begin(&self.pool, &options).await?;
-        let session = PostgresSession::new(transaction, Arc::clone(&self.catalog), Arc::clone(&self.doorbell));
+        let into_log = self.captured().await? == Capture::Log;
+        let session =
+            PostgresSession::new(transaction, Arc::clone(&self.catalog), Arc::clone(&self.doorbell), into_log);
         session.set_context(context).await?;
         Ok(Arc::new(session))
     }
@@ -241,8 +295,8 @@ impl Database for Postgres {
     }
 
     fn continues(&self, cursor: &Cursor) -> bool {
-        match (cursor.position().0, self.epoch.get()) {
-            (Some(of), Some(epoch)) => of == *epoch,
+        match (cursor.position().0, self.known_epoch()) {
+            (Some(of), Some(epoch)) => of == epoch,
             (of, _) => of.is_none(),
         }
     }

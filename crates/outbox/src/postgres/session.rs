@@ -10,7 +10,7 @@ use sqlx::{
 };
 use tokio::sync::{Mutex, Notify};
 
-use super::{database_error, dialect::PostgresDialect, executed, statement};
+use super::{database_error, dialect::PostgresDialect, executed, statement, wal};
 use crate::{
     context::Context,
     database::{Abandoned, Executed, Rows, Session, Text, savepoint},
@@ -29,8 +29,10 @@ pub(super) struct PostgresSession {
 
 struct Open {
     transaction: Option<Transaction<'static, Sqlx>>,
-    /// What the transaction's settings say, where that is known.
+    /// What the transaction's settings say, where that is known; or what it said last to the log.
     context: Option<Context>,
+    /// Whether the database is captured by its log, where the context is told too.
+    into_log: bool,
 }
 
 impl fmt::Debug for PostgresSession {
@@ -89,16 +91,21 @@ impl Open {
     }
 
     async fn rollback_to(&mut self, level: u32) -> Result<(), DbErr> {
-        // Settings are rolled back too.
+        // Settings are rolled back too, and so is what was told to the log.
         self.context = None;
         let savepoint = savepoint(level);
         self.control(format!("ROLLBACK TO SAVEPOINT {savepoint}")).await?;
         self.control(format!("RELEASE SAVEPOINT {savepoint}")).await
     }
 
-    /// Tells the triggers in whose name the next statement writes.
+    /// Tells the triggers, or the log, in whose name the next statement writes.
     async fn set_context(&mut self, context: &Context) -> Result<(), DbErr> {
         if self.context.as_ref() == Some(context) {
+            return Ok(());
+        }
+        if self.into_log {
+            wal::tell_context(self.connection()?, context).await.map_err(exec_error)?;
+            self.context = Some(context.clone());
             return Ok(());
         }
         let text = |text: Option<&str>| text.unwrap_or_default().to_owned();
@@ -117,9 +124,14 @@ impl Open {
 }
 
 impl PostgresSession {
-    pub(super) fn new(transaction: Transaction<'static, Sqlx>, catalog: Arc<Catalog>, doorbell: Arc<Notify>) -> Self {
+    pub(super) fn new(
+        transaction: Transaction<'static, Sqlx>,
+        catalog: Arc<Catalog>,
+        doorbell: Arc<Notify>,
+        into_log: bool,
+    ) -> Self {
         // A new transaction has what the connection was told when it was opened.
-        let open = Open { transaction: Some(transaction), context: None };
+        let open = Open { transaction: Some(transaction), context: None, into_log };
         Self { open: Mutex::new(open), abandoned: Abandoned::default(), catalog, doorbell }
     }
 
