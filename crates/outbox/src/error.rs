@@ -26,6 +26,8 @@ pub enum ErrorKind {
     Busy,
     /// The database cannot be written: its disk is full, or its file or server is read-only. Reading goes on.
     Unwritable,
+    /// An earlier statement of the transaction failed, and with it the transaction: PostgreSQL runs nothing more in it.
+    Aborted,
     /// The database failed, or could not be reached. Trying again may succeed.
     Database,
 }
@@ -136,6 +138,7 @@ impl From<DbErr> for Error {
             Some("40001" | "40P01" | "55P03" | "53300" | "57P01" | "57P03") => ErrorKind::Busy,
             // A read-only transaction or server, and a full disk.
             Some("25006" | "53100") => ErrorKind::Unwritable,
+            Some("25P02") => ErrorKind::Aborted,
             Some(state) if state.len() == 5 => ErrorKind::Database,
             // SQLite's numbers; the low byte of an extended one is the primary one.
             Some(number) => match number.parse::<u32>().unwrap_or_default() {
@@ -154,6 +157,7 @@ impl From<DbErr> for Error {
             ErrorKind::Busy if is_out_of_connections(&error) => "no connection became free in time",
             ErrorKind::Busy => "the database is busy: another connection holds what this one needs",
             ErrorKind::Unwritable => "the database cannot be written",
+            ErrorKind::Aborted => "an earlier statement of the transaction failed, and with it the transaction",
             _ => "the database failed",
         };
         Self::new(kind, message).with_source(error)

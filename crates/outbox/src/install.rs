@@ -65,6 +65,8 @@ pub async fn uninstall(db: &impl ConnectionTrait) -> Result<()> {
         "tidewire_outbox",
         "tidewire_epoch",
         "tidewire_log",
+        "tidewire_others",
+        "tidewire_replaced",
         "tidewire_mutation",
         "tidewire_lease",
         "tidewire_identity",

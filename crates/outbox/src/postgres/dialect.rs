@@ -118,7 +118,20 @@ impl Dialect for PostgresDialect {
     }
 
     fn order_by(&self, column: Column<'_>, sql: &mut Sql) {
-        column.write(self, sql);
+        match column.meta.kind {
+            // As comparisons have it.
+            Kind::Text => {
+                column.write(self, sql);
+                sql.push(" COLLATE \"C\"");
+            }
+            // Documents have no order of their own.
+            Kind::Json => {
+                sql.push("(");
+                column.write(self, sql);
+                sql.push(")::text COLLATE \"C\"");
+            }
+            _ => column.write(self, sql),
+        }
     }
 }
 

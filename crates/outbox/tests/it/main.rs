@@ -8,4 +8,5 @@ mod errors;
 mod filter;
 mod follow;
 mod lease;
+mod others;
 mod support;
