@@ -33,6 +33,7 @@ pub async fn start(config: &Config, demo: bool) -> Result<App> {
         crate::migrate::up(&recorder).await?;
     }
     recorder.check().await.context("the database cannot be captured. `tidewire doctor` says more")?;
+    recorder.start_capture().await?;
     if demo && entity::task::Entity::find().count(&recorder).await? == 0 {
         crate::seed(&recorder, DEMO_ROWS).await?;
     }

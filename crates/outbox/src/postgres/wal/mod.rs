@@ -117,9 +117,13 @@ impl Shared {
 }
 
 /// Tells the log in whose name a transaction writes from here on.
+///
+/// A message's place in the log is its end, and a change's is its beginning. So a message and the change right behind it have the same place,
+/// and where one of them is of a savepoint, they may be told in either order. The mark keeps them apart.
 pub(super) async fn tell_context(conn: &mut PgConnection, context: &Context) -> Result<(), sqlx::Error> {
-    let tell = "SELECT pg_logical_emit_message(true, $1, $2)::text";
-    sqlx::query(tell).bind(prefix::CONTEXT).bind(Told::of(context).text()).execute(conn).await.map(drop)
+    let tell = "SELECT pg_logical_emit_message(true, $1, $2)::text, pg_logical_emit_message(true, $3, '')::text";
+    let tell = sqlx::query(tell).bind(prefix::CONTEXT).bind(Told::of(context).text()).bind(prefix::MARK);
+    tell.execute(conn).await.map(drop)
 }
 
 /// Puts in place what is needed.
