@@ -27,11 +27,9 @@ pub(crate) async fn run(database: &str) -> Result<()> {
     row(&["how", "changes/s", "of the `SELECT`", "changes per second of this process's CPU"]);
     row(&["---", "---:", "---:", "---:"]);
     let base = median(select.iter().map(|(wall, _)| *wall).collect());
-    for (name, times) in [
-        ("`SELECT` of the outbox's rows", select),
-        ("`COPY` of them", copy),
-        ("followed in process, decoded", follow),
-    ] {
+    for (name, times) in
+        [("`SELECT` of the outbox's rows", select), ("`COPY` of them", copy), ("followed in process, decoded", follow)]
+    {
         let (wall, cpu): (Vec<_>, Vec<_>) = times.into_iter().unzip();
         let (wall, cpu) = (median(wall), median(cpu));
         let rate = |seconds: f64| format!("{:.0}", CHANGES as f64 / seconds);
