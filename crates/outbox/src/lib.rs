@@ -12,6 +12,7 @@ mod image;
 mod install;
 pub mod json;
 mod log;
+mod mysql;
 mod postgres;
 mod recorder;
 mod registry;

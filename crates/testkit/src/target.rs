@@ -8,6 +8,7 @@ use crate::TestDatabase;
 pub enum Target {
     SqliteHooks,
     PostgresTriggers,
+    MariadbTriggers,
 }
 
 impl Target {
@@ -16,6 +17,7 @@ impl Target {
         match self {
             Self::SqliteHooks => Some(TestDatabase::sqlite()),
             Self::PostgresTriggers => Some(TestDatabase::postgres().await?.captured_by(Capture::Triggers)),
+            Self::MariadbTriggers => Some(TestDatabase::mariadb().await?.captured_by(Capture::Triggers)),
         }
     }
 }
@@ -57,6 +59,11 @@ macro_rules! on_every_target {
             #[::tokio::test(flavor = "multi_thread")]
             async fn postgres_triggers() {
                 on($crate::Target::PostgresTriggers).await;
+            }
+
+            #[::tokio::test(flavor = "multi_thread")]
+            async fn mariadb_triggers() {
+                on($crate::Target::MariadbTriggers).await;
             }
         }
     };

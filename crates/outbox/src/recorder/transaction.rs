@@ -80,13 +80,20 @@ impl RecorderTransaction {
     /// # Errors
     /// As [`fetch`](Self::fetch).
     pub async fn recall(&self, id: &MutationId, field: &str) -> Result<Option<Remembered>> {
+        // SQLite has one writer anyway; elsewhere a second transaction with the same id waits for the first to end, and then sees what it did.
+        let mut sql = self.placeholders("SELECT fingerprint, result FROM tidewire_mutation WHERE id = ? AND field = ?");
         if self.backend == DbBackend::Postgres {
-            // SQLite has one writer anyway; here a second transaction with the same id waits for the first to end.
             let lock = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))::text";
             let lock = Statement::from_sql_and_values(self.backend, lock, [format!("tidewire {}", id.as_str()).into()]);
             self.session.own(lock).await?;
+        } else if self.backend == DbBackend::MySql {
+            // A row with an empty field stands for the id.
+            let lock = "INSERT INTO tidewire_mutation (id, field, fingerprint, result, at) VALUES (?, '', '', '', ?) \
+                        ON DUPLICATE KEY UPDATE at = at";
+            let values = [id.as_str().into(), chrono::Utc::now().timestamp_millis().into()];
+            self.session.own(Statement::from_sql_and_values(self.backend, lock, values)).await?;
+            sql.push_str(" LOCK IN SHARE MODE");
         }
-        let sql = self.placeholders("SELECT fingerprint, result FROM tidewire_mutation WHERE id = ? AND field = ?");
         let values = [id.as_str().into(), field.into()];
         let rows = self.session.own(Statement::from_sql_and_values(self.backend, sql, values)).await?;
         let Some(row) = rows.first() else { return Ok(None) };
