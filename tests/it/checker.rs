@@ -22,6 +22,13 @@ async fn subscribers_see_every_change_once_in_order_and_whole_on_postgres() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn subscribers_see_every_change_once_in_order_and_whole_on_mariadb() {
+    if let Some(database) = TestDatabase::mariadb().await {
+        check(database, 50_000).await;
+    }
+}
+
 async fn check(database: TestDatabase, changes: u64) {
     // GIVEN a database, and a server that remembers so little that those who were away must read from the outbox
     let mut options = RecorderOptions::default();

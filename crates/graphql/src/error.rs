@@ -148,7 +148,10 @@ fn broken_rule(error: &DbErr) -> Option<&'static str> {
         return match error.number() {
             1048 | 1364 => Some("a column that must have a value has none"),
             4025 => Some("a value breaks a rule of its table"),
-            _ => error.code().is_some_and(|state| state.starts_with("23")).then_some("a rule of the database refuses the write"),
+            _ => error
+                .code()
+                .is_some_and(|state| state.starts_with("23"))
+                .then_some("a rule of the database refuses the write"),
         };
     }
     let code = error.code()?;

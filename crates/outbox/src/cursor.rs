@@ -48,8 +48,7 @@ impl Numbers {
     fn covers(&self, other: &Self) -> bool {
         // A hole here is none in the other's sight, or one in the other too.
         let missing = |&(low, high): &(u64, u64)| {
-            low > other.highest
-                || other.holes.iter().any(|(from, to)| *from <= low && high.min(other.highest) <= *to)
+            low > other.highest || other.holes.iter().any(|(from, to)| *from <= low && high.min(other.highest) <= *to)
         };
         self.highest >= other.highest && self.holes.iter().all(missing)
     }

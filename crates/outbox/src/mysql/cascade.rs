@@ -10,8 +10,9 @@
 //!                     each row once, whichever ways lead to it; the farthest first
 //! ```
 //!
-//! The rows are locked by a statement of their own first. A statement that inserts many rows may draw their numbers before it comes to them, and a
-//! number that is older than the lock is no place in a row's history.
+//! Each change is inserted by a statement of its own, when its row has been locked. `INSERT … SELECT` may draw numbers before it comes to the rows, and a number
+//! that is older than the lock is no place in a row's history. It would also lock the outbox's counter to the end of the statement, and InnoDB's way out of a
+//! deadlock about that lock is to roll the transaction back without telling the server (tried: error 1467, and half a transaction).
 //!
 //! Refused where it happens, because a fixed text cannot follow it: deletions that go round in a circle (a tree of rows that delete their
 //! branches), and changed keys that are passed on a second time.
@@ -111,11 +112,11 @@ impl<'a> Cascades<'a> {
             return text;
         }
         for path in &ways.circles {
-            let why = format!("rows of {} that delete each other go unseen: delete the last first", path[path.len() - 1].child);
+            let why = format!(
+                "rows of {} that delete each other go unseen: delete the last first",
+                path[path.len() - 1].child
+            );
             text.push_str(&format!("IF EXISTS (SELECT 1 FROM {}) THEN {} END IF; ", join(path), refuse(&why)));
-        }
-        for path in ways.nulled.iter().chain(&ways.deleted) {
-            text.push_str(&format!("SELECT count(*) INTO tidewire_n FROM {} LOCK IN SHARE MODE; ", join(path)));
         }
         for (index, path) in ways.nulled.iter().enumerate() {
             let Some(entity) = known(path) else { continue };
@@ -134,11 +135,17 @@ impl<'a> Cascades<'a> {
             }
             let after = |column: &ColumnMeta| {
                 let name = identifier(column.name);
-                let ends = ways.nulled.iter().filter(same).filter(|path| {
-                    path[path.len() - 1].columns.iter().any(|(child, _)| child == column.name)
-                });
+                let ends = ways
+                    .nulled
+                    .iter()
+                    .filter(same)
+                    .filter(|path| path[path.len() - 1].columns.iter().any(|(child, _)| child == column.name));
                 let conditions: Vec<_> = ends.map(|path| leads_to(path, "t")).collect();
-                if conditions.is_empty() { format!("t.{name}") } else { format!("IF({}, NULL, t.{name})", conditions.join(" OR ")) }
+                if conditions.is_empty() {
+                    format!("t.{name}")
+                } else {
+                    format!("IF({}, NULL, t.{name})", conditions.join(" OR "))
+                }
             };
             let (before, after) = (image(self.layout, entity, &of("t")), image(self.layout, entity, &after));
             text.push_str(&record(entity, "update", &before, &after, &source));
@@ -146,7 +153,9 @@ impl<'a> Cascades<'a> {
         for (index, path) in ways.deleted.iter().enumerate() {
             let Some(entity) = known(path) else { continue };
             let mut source = join(path);
-            for other in ways.deleted[..index].iter().filter(|other| known(other).is_some_and(|other| other.id == entity.id)) {
+            for other in
+                ways.deleted[..index].iter().filter(|other| known(other).is_some_and(|other| other.id == entity.id))
+            {
                 source.push_str(&format!(" AND NOT {}", leads_to(other, "t")));
             }
             text.push_str(&record(entity, "delete", &image(self.layout, entity, &of("t")), "NULL", &source));
@@ -175,7 +184,8 @@ impl<'a> Cascades<'a> {
                 further.on_update == Action::Cascade
                     && further.columns.iter().any(|(_, parent)| key.columns.iter().any(|(child, _)| child == parent))
             }) {
-                let why = format!("the key is passed on to {} unseen: change it by deleting and inserting", further.child);
+                let why =
+                    format!("the key is passed on to {} unseen: change it by deleting and inserting", further.child);
                 text.push_str(&format!(
                     "IF EXISTS (SELECT 1 FROM {} t JOIN {} f ON {} WHERE {}) THEN {} END IF; ",
                     identifier(&key.child),
@@ -251,6 +261,7 @@ fn leads_to(path: &[&ForeignKey], alias: &str) -> String {
 fn record(entity: &EntityMeta, operation: &str, before: &str, after: &str, source: &str) -> String {
     let name = literal(entity.name);
     format!(
-        "INSERT INTO tidewire_outbox ({COLUMNS}) SELECT {VALUES}, {name}, '{operation}', {before}, {after} FROM {source} LOCK IN SHARE MODE; "
+        "FOR row IN (SELECT {before} AS was, {after} AS is_now FROM {source} LOCK IN SHARE MODE) DO
+         INSERT INTO tidewire_outbox ({COLUMNS}) VALUES ({VALUES}, {name}, '{operation}', row.was, row.is_now); END FOR; "
     )
 }

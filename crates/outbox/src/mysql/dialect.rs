@@ -38,12 +38,9 @@ impl Dialect for MysqlDialect {
             // As text, so that white space and order of keys stay out of the way of what stands around it.
             Kind::Json => format!("JSON_QUOTE(CAST({expression} AS CHAR))"),
             Kind::Bytes | Kind::Uuid => format!("CONCAT('\"', HEX({expression}), '\"')"),
-            Kind::Decimal
-            | Kind::Date
-            | Kind::Time
-            | Kind::DateTime
-            | Kind::Timestamp
-            | Kind::TimestampTz => format!("CONCAT('\"', {expression}, '\"')"),
+            Kind::Decimal | Kind::Date | Kind::Time | Kind::DateTime | Kind::Timestamp | Kind::TimestampTz => {
+                format!("CONCAT('\"', {expression}, '\"')")
+            }
         };
         out.push_str(&format!("COALESCE({value}, 'null')"));
     }

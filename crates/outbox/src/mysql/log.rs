@@ -48,7 +48,8 @@ const MAX_TRANSACTION: usize = 200_000;
 const REMOVED_AT_ONCE: usize = 1_000;
 
 /// What is visible, as a text that [`parse`] reads: up to where all is settled, the highest number, and the holes between the two.
-const MOMENT: &str = "(SELECT CONCAT_WS(':', l.settled, GREATEST(l.settled, COALESCE((SELECT MAX(seq) FROM tidewire_outbox), 0)),
+const MOMENT: &str =
+    "(SELECT CONCAT_WS(':', l.settled, GREATEST(l.settled, COALESCE((SELECT MAX(seq) FROM tidewire_outbox), 0)),
     COALESCE((SELECT GROUP_CONCAT(g.low, '-', g.high ORDER BY g.low SEPARATOR ',') FROM (
       SELECT w.prev + 1 AS low, w.seq - 1 AS high FROM (
         SELECT seq, COALESCE(LAG(seq) OVER (ORDER BY seq), (SELECT settled FROM tidewire_log)) AS prev
@@ -70,10 +71,8 @@ fn parse(text: &str) -> Result<(Numbers, u64)> {
 
 /// What is visible now, and up to where all is settled.
 pub(super) async fn moment(pool: &MySqlPool) -> Result<(Numbers, u64)> {
-    let text: Option<String> = sqlx::query_scalar(AssertSqlSafe(format!("SELECT {MOMENT}")))
-        .fetch_one(pool)
-        .await
-        .map_err(database_error)?;
+    let text: Option<String> =
+        sqlx::query_scalar(AssertSqlSafe(format!("SELECT {MOMENT}"))).fetch_one(pool).await.map_err(database_error)?;
     parse(&text.unwrap_or_default())
 }
 
@@ -96,7 +95,9 @@ pub(super) async fn read(database: &Mysql, after: &Cursor, until: Option<&Cursor
     if let Some((further, seq)) = rest {
         // First what is left of the window that the reader stands in.
         return Ok(match reader.window(&further, seq).await? {
-            Read::Transactions { transactions, end, .. } => Read::Transactions { transactions, end, reached_end: false },
+            Read::Transactions { transactions, end, .. } => {
+                Read::Transactions { transactions, end, reached_end: false }
+            }
             resync => resync,
         });
     }
@@ -191,8 +192,10 @@ impl Reader<'_> {
     /// What `base` does not show and `further` does, from behind a number on.
     async fn window(&self, further: &Arc<Numbers>, behind: u64) -> Result<Read> {
         let window = format!("seq > {behind} AND {} AND {}", unseen("seq", &self.base), seen("seq", further));
-        let edge = format!("SELECT seq FROM tidewire_outbox WHERE {window} ORDER BY seq LIMIT 1 OFFSET {}", self.limit - 1);
-        let edge = self.database.pool.fetch_optional(sqlx::raw_sql(AssertSqlSafe(edge))).await.map_err(database_error)?;
+        let edge =
+            format!("SELECT seq FROM tidewire_outbox WHERE {window} ORDER BY seq LIMIT 1 OFFSET {}", self.limit - 1);
+        let edge =
+            self.database.pool.fetch_optional(sqlx::raw_sql(AssertSqlSafe(edge))).await.map_err(database_error)?;
         let edge = edge.map(|row| row.get::<i64, _>(0).cast_unsigned());
         // Those that go on behind the window's end wait for a later one.
         let (to_edge, ends) = match edge {
@@ -352,7 +355,8 @@ pub(super) async fn fetch(database: &Mysql, selects: &[Select], with_cursor: boo
         sql.push(")");
     }
     let values = SqlxValues(Values(sql.values));
-    let row = sqlx::query_with(AssertSqlSafe(sql.text), values).fetch_one(&database.pool).await.map_err(database_error)?;
+    let row =
+        sqlx::query_with(AssertSqlSafe(sql.text), values).fetch_one(&database.pool).await.map_err(database_error)?;
     let parts = (1..=selects.len()).map(|index| answer(&row, index)).collect::<Result<_>>()?;
     let cursor = match epoch {
         Some(epoch) => Some(Cursor::numbered(epoch, Arc::new(parse(row.get(0))?.0), None)),
@@ -364,7 +368,10 @@ pub(super) async fn fetch(database: &Mysql, selects: &[Select], with_cursor: boo
 /// A select's answer. One that is too large for the server is NULL.
 pub(super) fn answer(row: &MySqlRow, index: usize) -> Result<String> {
     row.try_get::<Option<String>, _>(index).map_err(database_error)?.ok_or_else(|| {
-        Error::new(ErrorKind::Database, "the answer is larger than the server allows (max_allowed_packet). Ask for less at once")
+        Error::new(
+            ErrorKind::Database,
+            "the answer is larger than the server allows (max_allowed_packet). Ask for less at once",
+        )
     })
 }
 
@@ -380,7 +387,8 @@ pub(super) async fn snapshot(database: &Mysql, entity: EntityId, filter: Filter)
     let epoch = database.epoch().await?;
     // Dropped at the end, the connection is closed, and its transaction with it.
     let mut transaction = Held::new(&database.pool).await?;
-    let begin = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY";
+    let begin =
+        "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY";
     transaction.connection().execute(sqlx::raw_sql(begin)).await.map_err(database_error)?;
     let moment: Option<String> = sqlx::query_scalar(AssertSqlSafe(format!("SELECT {MOMENT}")))
         .fetch_one(transaction.connection())

@@ -32,12 +32,7 @@ use sqlx::{
 };
 use tokio::sync::{Notify, OnceCell};
 
-use self::{
-    dialect::MysqlDialect,
-    session::MysqlSession,
-    settle::Settling,
-    statement::Effect,
-};
+use self::{dialect::MysqlDialect, session::MysqlSession, settle::Settling, statement::Effect};
 use crate::{
     capture::{self, Capture},
     context::Context,
@@ -99,7 +94,11 @@ impl Mysql {
     }
 
     /// Uses the options of a connection that the caller has; what is to be read back whole needs connections of our own making.
-    pub(crate) fn with_connection(connection: &DatabaseConnection, options: &RecorderOptions, catalog: Arc<Catalog>) -> Self {
+    pub(crate) fn with_connection(
+        connection: &DatabaseConnection,
+        options: &RecorderOptions,
+        catalog: Arc<Catalog>,
+    ) -> Self {
         let connect = connection.get_mysql_connection_pool().connect_options();
         let pool = Self::pool((*connect).clone(), options);
         Self::assemble(connection.clone(), pool, options, catalog)
@@ -121,7 +120,12 @@ impl Mysql {
             .connect_lazy_with(connect)
     }
 
-    fn assemble(connection: DatabaseConnection, pool: MySqlPool, options: &RecorderOptions, catalog: Arc<Catalog>) -> Self {
+    fn assemble(
+        connection: DatabaseConnection,
+        pool: MySqlPool,
+        options: &RecorderOptions,
+        catalog: Arc<Catalog>,
+    ) -> Self {
         Self {
             catalog,
             connection,
@@ -178,15 +182,22 @@ async fn check_server(conn: &mut MySqlConnection) -> Result<()> {
     let version: String = sqlx::query_scalar("SELECT VERSION()").fetch_one(&mut *conn).await.map_err(database_error)?;
     let refused = |why: String| Err(Error::new(ErrorKind::Setup, why));
     if !version.to_ascii_lowercase().contains("mariadb") {
-        return refused(format!("the server is MySQL {version}, which is not supported; MariaDB {}.{} and later are", OLDEST.0, OLDEST.1));
+        return refused(format!(
+            "the server is MySQL {version}, which is not supported; MariaDB {}.{} and later are",
+            OLDEST.0, OLDEST.1
+        ));
     }
     let mut numbers = version.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
     if (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) < OLDEST {
         return refused(format!("the server is MariaDB {version}; {}.{} and later are supported", OLDEST.0, OLDEST.1));
     }
-    let row = sqlx::query("SHOW GLOBAL VARIABLES LIKE 'wsrep_on'").fetch_optional(conn).await.map_err(database_error)?;
+    let row =
+        sqlx::query("SHOW GLOBAL VARIABLES LIKE 'wsrep_on'").fetch_optional(conn).await.map_err(database_error)?;
     if row.is_some_and(|row| row.get::<String, _>(1).eq_ignore_ascii_case("on")) {
-        return refused("the server is a node of a Galera cluster, whose nodes number changes side by side: that is not supported".into());
+        return refused(
+            "the server is a node of a Galera cluster, whose nodes number changes side by side: that is not supported"
+                .into(),
+        );
     }
     Ok(())
 }

@@ -95,7 +95,10 @@ fn check_tables(layout: &Layout, catalog: &Catalog) -> Result<()> {
         if let Some(schema) = &entity.schema {
             return Err(Error::new(
                 ErrorKind::Setup,
-                format!("{} names the schema {schema}: on MariaDB a schema is a database, and one recorder has one", entity.name),
+                format!(
+                    "{} names the schema {schema}: on MariaDB a schema is a database, and one recorder has one",
+                    entity.name
+                ),
             ));
         }
         if !layout.has_table(entity.name) {

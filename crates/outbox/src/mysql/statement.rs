@@ -21,7 +21,9 @@ pub(super) fn effect(sql: &str) -> Result<Effect, String> {
     for token in &tokens {
         match token {
             // The server runs what stands in these.
-            Token::Whitespace(Whitespace::MultiLineComment(text)) if text.starts_with('!') || text.starts_with("M!") => {
+            Token::Whitespace(Whitespace::MultiLineComment(text))
+                if text.starts_with('!') || text.starts_with("M!") =>
+            {
                 return Err(unreadable());
             }
             Token::Whitespace(_) => {}
@@ -64,14 +66,21 @@ fn refusal(verb: &str, statement: &[String]) -> Option<String> {
             "{upper} may commit the transaction under the recorder, or change rows unseen. Migrations, and what else needs it, run over \
              `Recorder::unrecorded`"
         )),
-        "set" => ["autocommit", "sql_log_bin", "foreign_key_checks", "transaction", "tx_isolation", "sql_mode", "timestamp"]
-            .into_iter()
-            .find(|word| statement.iter().any(|found| found.trim_start_matches('@') == *word))
-            .map(str::to_owned)
-            .or_else(|| statement.iter().find(|word| word.trim_start_matches('@').starts_with("tidewire_")).cloned())
-            .map(|name| format!("SET {name} would change what the recorder relies on. `Recorder::unrecorded` runs it")),
+        "set" => {
+            ["autocommit", "sql_log_bin", "foreign_key_checks", "transaction", "tx_isolation", "sql_mode", "timestamp"]
+                .into_iter()
+                .find(|word| statement.iter().any(|found| found.trim_start_matches('@') == *word))
+                .map(str::to_owned)
+                .or_else(|| {
+                    statement.iter().find(|word| word.trim_start_matches('@').starts_with("tidewire_")).cloned()
+                })
+                .map(|name| {
+                    format!("SET {name} would change what the recorder relies on. `Recorder::unrecorded` runs it")
+                })
+        }
         "delete" if has("ignore") => Some(
-            "DELETE IGNORE may leave a row in place whose cascades have been recorded. Delete without IGNORE".to_owned(),
+            "DELETE IGNORE may leave a row in place whose cascades have been recorded. Delete without IGNORE"
+                .to_owned(),
         ),
         _ if matches!(verb, "select" | "show" | "explain" | "values" | "table" | "desc" | "describe") => None,
         _ => statement
@@ -87,7 +96,9 @@ mod tests {
 
     #[test]
     fn reads_writes_and_refusals_are_told_apart() {
-        for sql in ["SELECT 1", "  values (1)", "EXPLAIN DELETE FROM t", "", "select 'insert into t; commit'", "show tables"] {
+        for sql in
+            ["SELECT 1", "  values (1)", "EXPLAIN DELETE FROM t", "", "select 'insert into t; commit'", "show tables"]
+        {
             assert_eq!(effect(sql), Ok(Effect::Read), "{sql}");
         }
         for sql in [

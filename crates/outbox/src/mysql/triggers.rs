@@ -191,9 +191,10 @@ pub(super) fn wanted(layout: &Layout, catalog: &Catalog) -> Result<Vec<Wanted>> 
 /// Whether a trigger is in place and in its place.
 fn is_there(layout: &Layout, wanted: &Wanted) -> bool {
     let others = || {
-        layout.triggers.iter().filter(|found| {
-            found.table == wanted.table && found.moment == wanted.moment && found.name != wanted.name
-        })
+        layout
+            .triggers
+            .iter()
+            .filter(|found| found.table == wanted.table && found.moment == wanted.moment && found.name != wanted.name)
     };
     layout.triggers.iter().any(|found| {
         found.name == wanted.name
@@ -226,7 +227,11 @@ pub(super) async fn install(conn: &mut MySqlConnection, catalog: &Catalog) -> Re
         conn.execute(sqlx::raw_sql(AssertSqlSafe(text))).await.map_err(database_error)?;
     }
     let kept = |name: &str| all.iter().any(|trigger| trigger.name == name);
-    drop_triggers(conn, layout.triggers.iter().filter(|found| found.is_ours() && !kept(&found.name)).map(|found| &found.name)).await
+    drop_triggers(
+        conn,
+        layout.triggers.iter().filter(|found| found.is_ours() && !kept(&found.name)).map(|found| &found.name),
+    )
+    .await
 }
 
 /// Removes all triggers.
