@@ -33,6 +33,11 @@ impl Workplace {
         self.path().join("tidewire.db")
     }
 
+    /// Settings for the programs in this folder.
+    pub(crate) fn settings(&self, toml: &str) {
+        std::fs::write(self.path().join("tidewire.toml"), toml).unwrap();
+    }
+
     /// The program with these arguments, in this folder.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(TIDEWIRE);

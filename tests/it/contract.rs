@@ -21,7 +21,7 @@ async fn the_schema_file_is_fresh() {
 #[test]
 fn the_default_settings_are_the_defaults_of_the_crates() {
     let config: Config = Config::load(None).unwrap();
-    let recorder = config.recorder();
+    let recorder = config.recorder().unwrap();
     assert_eq!(format!("{recorder:?}"), format!("{:?}", RecorderOptions::default()));
     assert_eq!(format!("{:?}", config.server().unwrap()), format!("{:?}", ServerOptions::default()));
     let mut graphql = Options::default();

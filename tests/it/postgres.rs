@@ -42,6 +42,8 @@ impl Place {
     async fn new() -> Option<Self> {
         let database = TestDatabase::postgres().await?;
         let place = Self { place: Workplace::new(), url: database.url().to_owned() };
+        // What other programs write is recorded too.
+        place.place.settings("[database]\ncapture = \"triggers\"");
         place.succeed(&["migrate", "up"]).await;
         place.succeed(&["seed", "--rows", "20"]).await;
         Some(place)

@@ -26,6 +26,8 @@ pub enum Code {
     Rejected,
     /// A mutation id was used before, for something else.
     MutationIdReused,
+    /// An earlier field of the mutation failed, and with it all of the mutation.
+    RolledBack,
     /// The database is locked. Trying again may succeed.
     Busy,
     /// The database takes no writes: its disk is full, or it is read-only. Reading goes on.
@@ -50,6 +52,7 @@ impl Code {
             Self::ReferenceViolation => "REFERENCE_VIOLATION",
             Self::Rejected => "REJECTED",
             Self::MutationIdReused => "MUTATION_ID_REUSED",
+            Self::RolledBack => "ROLLED_BACK",
             Self::Busy => "BUSY",
             Self::Unwritable => "UNWRITABLE",
             Self::ExecutionFailed => "EXECUTION_FAILED",
@@ -95,6 +98,9 @@ impl From<OutboxError> for ApiError {
             ErrorKind::Unwritable => {
                 tracing::error!(%error, "a write failed; is the disk full?");
                 Self::new(Code::Unwritable, "the database takes no writes now; nothing was written")
+            }
+            ErrorKind::Aborted => {
+                Self::new(Code::RolledBack, "not done, because an earlier field of the mutation failed")
             }
             ErrorKind::Refused => Self::new(Code::Rejected, error.to_string()),
             ErrorKind::Filter | ErrorKind::Cursor => Self::bad_input(error.to_string()),

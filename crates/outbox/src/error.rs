@@ -24,6 +24,9 @@ pub enum ErrorKind {
     Busy,
     /// The database cannot be written: its disk is full, or its file or server is read-only. Reading goes on.
     Unwritable,
+    /// An earlier statement of the transaction failed, and with it the transaction: PostgreSQL runs nothing more in it, and MariaDB has rolled it
+    /// back after a deadlock.
+    Aborted,
     /// The database failed, or could not be reached. Trying again may succeed.
     Database,
 }
@@ -87,7 +90,7 @@ impl StdError for Error {
 const MARK: &str = "tidewire: ";
 
 /// The kinds that are not found again in the database's own error.
-const MARKED: [(ErrorKind, &str); 7] = [
+const MARKED: [(ErrorKind, &str); 8] = [
     (ErrorKind::Registry, "registry: "),
     (ErrorKind::Setup, "setup: "),
     (ErrorKind::Refused, "refused: "),
@@ -95,6 +98,7 @@ const MARKED: [(ErrorKind, &str); 7] = [
     (ErrorKind::Filter, "filter: "),
     (ErrorKind::Corrupt, "corrupt: "),
     (ErrorKind::Busy, "busy: "),
+    (ErrorKind::Aborted, "aborted: "),
 ];
 
 /// SeaORM's traits can only answer with its own error, so ours travels as text in `DbErr::Custom`; turned back, it has its kind again.
@@ -138,6 +142,7 @@ impl From<DbErr> for Error {
             Some("40001" | "40P01" | "55P03" | "53300" | "57P01" | "57P03") => ErrorKind::Busy,
             // A read-only transaction or server, and a full disk.
             Some("25006" | "53100") => ErrorKind::Unwritable,
+            Some("25P02") => ErrorKind::Aborted,
             Some(state) if state.len() == 5 => ErrorKind::Database,
             // SQLite's numbers; the low byte of an extended one is the primary one.
             Some(number) => match number.parse::<u32>().unwrap_or_default() {
@@ -156,6 +161,7 @@ impl From<DbErr> for Error {
             ErrorKind::Busy if is_out_of_connections(&error) => "no connection became free in time",
             ErrorKind::Busy => "the database is busy: another connection holds what this one needs",
             ErrorKind::Unwritable => "the database cannot be written",
+            ErrorKind::Aborted => "an earlier statement of the transaction failed, and with it the transaction",
             _ => "the database failed",
         };
         Self::new(kind, message).with_source(error)

@@ -70,6 +70,8 @@ pub async fn uninstall(db: &impl ConnectionTrait) -> Result<()> {
         "tidewire_epoch",
         "tidewire_log",
         "tidewire_barrier",
+        "tidewire_others",
+        "tidewire_replaced",
         "tidewire_mutation",
         "tidewire_schema",
     ] {

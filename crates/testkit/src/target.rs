@@ -7,6 +7,7 @@ use crate::TestDatabase;
 #[allow(missing_docs, reason = "named for what they are")]
 pub enum Target {
     SqliteHooks,
+    SqliteTriggers,
     PostgresTriggers,
     MariadbTriggers,
 }
@@ -16,6 +17,7 @@ impl Target {
     pub async fn database(self) -> Option<TestDatabase> {
         match self {
             Self::SqliteHooks => Some(TestDatabase::sqlite()),
+            Self::SqliteTriggers => Some(TestDatabase::sqlite().captured_by(Capture::Triggers)),
             Self::PostgresTriggers => Some(TestDatabase::postgres().await?.captured_by(Capture::Triggers)),
             Self::MariadbTriggers => Some(TestDatabase::mariadb().await?.captured_by(Capture::Triggers)),
         }
@@ -54,6 +56,11 @@ macro_rules! on_every_target {
             #[::tokio::test(flavor = "multi_thread")]
             async fn sqlite_hooks() {
                 on($crate::Target::SqliteHooks).await;
+            }
+
+            #[::tokio::test(flavor = "multi_thread")]
+            async fn sqlite_triggers() {
+                on($crate::Target::SqliteTriggers).await;
             }
 
             #[::tokio::test(flavor = "multi_thread")]

@@ -7,13 +7,15 @@ use rand_chacha::ChaCha8Rng;
 use sea_orm::{ActiveModelTrait, ConnectionTrait, IntoActiveModel, NotSet};
 use serde_json::json;
 use tidewire_outbox::{Catalog, EntityMeta, Kind, RelationMeta};
-use tidewire_testkit::zoo::arbitrary;
+use tidewire_testkit::{on_every_target, zoo::arbitrary};
 
 use crate::support::{Zoo, id, request};
 
 /// Writes documents at random that the schema allows.
 struct Author<'a> {
     catalog: &'a Catalog,
+    /// The name of an entity to leave alone.
+    but_not: &'static str,
     random: ChaCha8Rng,
     document: String,
     fragments: Vec<String>,
@@ -51,7 +53,8 @@ impl Author<'_> {
         self.push("{");
         for _ in 0..self.random.random_range(1..3) {
             let catalog = self.catalog;
-            let entity = catalog.entities().choose(&mut self.random).expect("there are entities");
+            let entities: Vec<_> = catalog.entities().iter().filter(|entity| entity.name != self.but_not).collect();
+            let entity = entities.choose(&mut self.random).expect("there are entities");
             self.alias(true);
             if entity.name == "animal" && self.one_in(5) {
                 let _ = write!(self.document, "animalByPk(id: \"{}\") ", id(self.random.random_range(0..5)));
@@ -238,56 +241,60 @@ fn upper(name: &str) -> String {
     name.split('_').map(|word| word[..1].to_uppercase() + &word[1..]).collect()
 }
 
-#[tokio::test]
-async fn a_plan_answers_as_the_resolvers_do() {
-    // GIVEN a zoo, with rows of everything
-    let zoo = Zoo::populated().await;
-    let mut runner = proptest::test_runner::TestRunner::deterministic();
-    for _ in 0..8 {
-        use proptest::strategy::{Strategy as _, ValueTree as _};
-        let row = arbitrary::everything().new_tree(&mut runner).unwrap().current();
-        let mut row = row.into_active_model().reset_all();
-        row.id = NotSet;
-        // JSON has no form for infinity, and these columns may not be null.
-        row.float = sea_orm::Set(0.1);
-        row.double = sea_orm::Set(-1e-300);
-        row.insert(&zoo.recorder).await.unwrap();
-    }
-    let variables = || json!({ "yes": true, "text": "leo" });
-
-    let mut compared = 0;
-    for seed in 0..400 {
-        // WHEN a document is answered both ways
-        let random = ChaCha8Rng::seed_from_u64(seed);
-        let author = Author {
-            catalog: zoo.recorder.catalog(),
-            random,
-            document: String::new(),
-            fragments: Vec::new(),
-            aliases: 0,
-        };
-        let document = author.query();
-        let planned = zoo.api.execute(request(&document, variables())).await.json;
-        let resolved = zoo.api.execute_resolved(request(&document, variables())).await.json;
-
-        // THEN the answers are the same
-        if planned.contains("LIMIT_EXCEEDED") {
-            continue;
+on_every_target! {
+    async fn a_plan_answers_as_the_resolvers_do(database: TestDatabase) {
+        // GIVEN a zoo, with rows of everything
+        let zoo = Zoo::populated_in(database).await;
+        let mut runner = proptest::test_runner::TestRunner::deterministic();
+        // SeaORM cannot bind some of its types on PostgreSQL.
+        let but_not = if zoo.database.is("postgres:") { "everything" } else { "" };
+        for _ in 0..if but_not.is_empty() { 8 } else { 0 } {
+            use proptest::strategy::{Strategy as _, ValueTree as _};
+            let row = arbitrary::everything().new_tree(&mut runner).unwrap().current();
+            let mut row = row.into_active_model().reset_all();
+            row.id = NotSet;
+            // JSON has no form for infinity, and these columns may not be null.
+            row.float = sea_orm::Set(0.1);
+            row.double = sea_orm::Set(-1e-300);
+            row.insert(&zoo.recorder).await.unwrap();
         }
-        compared += 1;
-        assert!(zoo.api.is_planned(request(&document, variables())), "{seed}: {document}\n{planned}");
-        assert!(!planned.contains("\"errors\""), "{seed}: {document}\n{planned}");
-        if planned != resolved {
-            let at = planned.chars().zip(resolved.chars()).take_while(|(a, b)| a == b).count();
-            let around = |text: &str| text.chars().skip(at.saturating_sub(100)).take(200).collect::<String>();
-            panic!("{seed}: {document}\nplanned:  {}\nresolved: {}", around(&planned), around(&resolved));
+        let variables = || json!({ "yes": true, "text": "leo" });
+
+        let mut compared = 0;
+        for seed in 0..400 {
+            // WHEN a document is answered both ways
+            let random = ChaCha8Rng::seed_from_u64(seed);
+            let author = Author {
+                but_not,
+                catalog: zoo.recorder.catalog(),
+                random,
+                document: String::new(),
+                fragments: Vec::new(),
+                aliases: 0,
+            };
+            let document = author.query();
+            let planned = zoo.api.execute(request(&document, variables())).await.json;
+            let resolved = zoo.api.execute_resolved(request(&document, variables())).await.json;
+
+            // THEN the answers are the same
+            if planned.contains("LIMIT_EXCEEDED") {
+                continue;
+            }
+            compared += 1;
+            assert!(zoo.api.is_planned(request(&document, variables())), "{seed}: {document}\n{planned}");
+            assert!(!planned.contains("\"errors\""), "{seed}: {document}\n{planned}");
+            if planned != resolved {
+                let at = planned.chars().zip(resolved.chars()).take_while(|(a, b)| a == b).count();
+                let around = |text: &str| text.chars().skip(at.saturating_sub(100)).take(200).collect::<String>();
+                panic!("{seed}: {document}\nplanned:  {}\nresolved: {}", around(&planned), around(&resolved));
+            }
         }
+        assert!(compared > 350, "{compared}");
     }
-    assert!(compared > 350, "{compared}");
 }
 
 /// Where a column holds what GraphQL has no form for, both ways say so, with nulls and paths as the specification has them.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_sent_is_null_with_an_error_at_its_path() {
     let zoo = Zoo::populated().await;
     zoo.database

@@ -1,5 +1,5 @@
 use futures_util::{StreamExt, stream::BoxStream};
-use sea_orm::{EntityTrait, Set};
+use sea_orm::{ConnectionTrait, EntityTrait, Set};
 use serde_json::{Value, json};
 use tidewire_graphql::{Api, Frame, Options, Request, Subscribed, async_graphql::Variables};
 use tidewire_outbox::Recorder;
@@ -22,7 +22,11 @@ impl Zoo {
     }
 
     pub(crate) async fn with(options: Options) -> Self {
-        let database = TestDatabase::sqlite();
+        Self::of(TestDatabase::sqlite(), options).await
+    }
+
+    /// In a database that is there and empty.
+    pub(crate) async fn of(database: TestDatabase, options: Options) -> Self {
         let recorder = database.recorder(zoo::registry(), zoo::create).await;
         let api = Api::builder(recorder.clone()).options(options).finish().unwrap();
         Self { api, recorder, database }
@@ -31,7 +35,11 @@ impl Zoo {
     /// Three keepers (ada leads bo and cy), four animals (leo and otto are ada's, sid is bo's, stray nobody's), three foods, four diets,
     /// three visits and a chip.
     pub(crate) async fn populated() -> Self {
-        let zoo = Self::new().await;
+        Self::populated_in(TestDatabase::sqlite()).await
+    }
+
+    pub(crate) async fn populated_in(database: TestDatabase) -> Self {
+        let zoo = Self::of(database, Options::default()).await;
         zoo.populate().await;
         zoo
     }
@@ -87,6 +95,10 @@ impl Zoo {
         visit::Entity::insert_many(visits).exec(db).await.unwrap();
         let chip = chip::ActiveModel { serial: Set(9_007_199_254_740_993), animal_id: Set(id(2)) };
         chip::Entity::insert(chip).exec(db).await.unwrap();
+        if self.database.is("postgres:") {
+            // The keepers were given keys that the sequence does not know of.
+            db.execute_unprepared("SELECT setval('keeper_id_seq', 3)").await.unwrap();
+        }
     }
 
     /// Runs a document; gives the whole response.

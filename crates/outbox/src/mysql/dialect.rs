@@ -38,7 +38,14 @@ impl Dialect for MysqlDialect {
             // As text, so that white space and order of keys stay out of the way of what stands around it.
             Kind::Json => format!("JSON_QUOTE(CAST({expression} AS CHAR))"),
             Kind::Bytes | Kind::Uuid => format!("CONCAT('\"', HEX({expression}), '\"')"),
-            Kind::Decimal | Kind::Date | Kind::Time | Kind::DateTime | Kind::Timestamp | Kind::TimestampTz => {
+            // There are no arrays here; the check says so.
+            Kind::Array(_)
+            | Kind::Decimal
+            | Kind::Date
+            | Kind::Time
+            | Kind::DateTime
+            | Kind::Timestamp
+            | Kind::TimestampTz => {
                 format!("CONCAT('\"', {expression}, '\"')")
             }
         };
@@ -150,7 +157,11 @@ impl Dialect for MysqlDialect {
     }
 
     fn order_by(&self, column: Column<'_>, sql: &mut Sql) {
-        column.write(self, sql);
+        match column.meta.kind {
+            // As comparisons have it.
+            Kind::Text | Kind::Enum(_) | Kind::Json => self.bytes(column, sql),
+            _ => column.write(self, sql),
+        }
     }
 }
 

@@ -32,7 +32,7 @@ impl Packed for MysqlDialect {
             },
             // Control characters are written another way than here.
             Kind::Text | Kind::Enum(_) if packed.contains("\\u") => cell::write_text(&cell::text(packed), out),
-            Kind::Decimal | Kind::Text | Kind::Enum(_) | Kind::Date => out.push_str(packed),
+            Kind::Decimal | Kind::Text | Kind::Enum(_) | Kind::Date | Kind::Array(_) => out.push_str(packed),
             Kind::Bytes => out.extend(packed.chars().map(|c| c.to_ascii_lowercase())),
             // The document comes as a text, which tells its null from SQL's.
             Kind::Json => out.push_str(&json::canonical(&cell::text(packed))),

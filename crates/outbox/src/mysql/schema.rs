@@ -6,7 +6,7 @@ use super::{database_error, layout::Layout, triggers};
 use crate::{
     capture::Capture,
     error::{Error, ErrorKind, Result},
-    registry::Catalog,
+    registry::{Catalog, Kind},
 };
 
 /// Each version's statements; a version is never edited once released. DDL is not transactional here, so each statement may run again.
@@ -100,6 +100,10 @@ fn check_tables(layout: &Layout, catalog: &Catalog) -> Result<()> {
                     entity.name
                 ),
             ));
+        }
+        if let Some(column) = entity.columns.iter().find(|column| matches!(column.kind, Kind::Array(_))) {
+            let problem = format!("{}.{} is an array, which MariaDB does not have", entity.name, column.name);
+            return Err(Error::new(ErrorKind::Setup, problem));
         }
         if !layout.has_table(entity.name) {
             missing.push(format!("the table {}", entity.name));

@@ -132,7 +132,10 @@ impl Open {
     fn connection(&mut self) -> Result<&mut MySqlConnection, DbErr> {
         match &mut self.held {
             Some(held) => Ok(held.connection()),
-            None => Err(Error::new(ErrorKind::Database, "the transaction has ended").into()),
+            None => {
+                Err(Error::new(ErrorKind::Aborted, "the transaction has ended, or the server has rolled it back")
+                    .into())
+            }
         }
     }
 

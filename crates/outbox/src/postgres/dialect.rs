@@ -3,7 +3,7 @@
 use sea_orm::{DbBackend, sea_query::Value};
 
 use crate::{
-    filter::{Comparison, Like},
+    filter::{ArrayOperator, Comparison, Like},
     registry::Kind,
     sql::{Column, Dialect, Sql},
 };
@@ -85,6 +85,32 @@ impl Dialect for PostgresDialect {
         sql.push(")");
     }
 
+    fn compare_array(&self, column: Column<'_>, operator: ArrayOperator, values: &[Value], sql: &mut Sql) {
+        let Some(element) = column.meta.element() else {
+            sql.push("FALSE");
+            return;
+        };
+        let list = Value::Array(column.meta.value_type.clone(), Some(Box::new(values.to_vec())));
+        column.write(self, sql);
+        // There is no comparison of lists of different types of text.
+        sql.push(if element.kind == Kind::Text { "::text[] " } else { " " });
+        sql.push(match operator {
+            ArrayOperator::Contains => "@> ",
+            ArrayOperator::Contained => "<@ ",
+            ArrayOperator::Overlaps => "&& ",
+        });
+        match &element.kind {
+            Kind::Enum(meta) => {
+                sql.push("CAST(").bind(self, list).push(" AS ");
+                self.identifier(&meta.name, &mut sql.text);
+                sql.push("[])");
+            }
+            _ => {
+                sql.bind(self, list);
+            }
+        }
+    }
+
     /// ASCII letters match in either case, as on SQLite.
     fn like(&self, column: Column<'_>, like: &Like, sql: &mut Sql) {
         sql.push("lower(");
@@ -118,7 +144,20 @@ impl Dialect for PostgresDialect {
     }
 
     fn order_by(&self, column: Column<'_>, sql: &mut Sql) {
-        column.write(self, sql);
+        match column.meta.kind {
+            // As comparisons have it.
+            Kind::Text => {
+                column.write(self, sql);
+                sql.push(" COLLATE \"C\"");
+            }
+            // Documents have no order of their own.
+            Kind::Json => {
+                sql.push("(");
+                column.write(self, sql);
+                sql.push(")::text COLLATE \"C\"");
+            }
+            _ => column.write(self, sql),
+        }
     }
 }
 

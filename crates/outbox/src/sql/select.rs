@@ -386,11 +386,18 @@ impl Writer<'_> {
             _ => &select.order,
         };
         let rest = entity.key.iter().filter(|key| !order.iter().any(|(column, _)| column == *key));
-        let all = order.iter().copied().chain(rest.map(|&column| (column, Direction::Ascending)));
-        sql.separated(", ", all, |sql, (column, direction)| {
-            self.dialect.order_by(Column { alias: &here, meta: &entity.columns[column] }, sql);
-            if direction == Direction::Descending {
-                sql.push(" DESC");
+        let all = order.iter().map(|&(column, direction)| (column, Some(direction)));
+        sql.separated(", ", all.chain(rest.map(|&column| (column, None))), |sql, (column, asked)| {
+            let column = Column { alias: &here, meta: &entity.columns[column] };
+            match asked {
+                Some(direction) => {
+                    self.dialect.order_by(column, sql);
+                    if direction == Direction::Descending {
+                        sql.push(" DESC");
+                    }
+                }
+                // In the order of its index, whichever that is, as the key is compared.
+                None => column.write(self.dialect, sql),
             }
         });
     }

@@ -12,7 +12,7 @@ use sea_orm::sea_query::Value;
 use sea_query_sqlx::SqlxValues;
 use sqlx::{AssertSqlSafe, ConnectOptions, Executor, Row, SqliteConnection, sqlite::SqliteRow};
 
-use super::{Sqlite, database_error, dialect::SqliteDialect};
+use super::{Sqlite, database_error, dialect::SqliteDialect, others};
 use crate::{
     change::{Change, Operation, Texts, Transaction},
     cursor::{Cursor, Epoch},
@@ -88,7 +88,15 @@ fn cursor(database: &Sqlite, seq: u64) -> Cursor {
 pub(super) async fn read(database: &Sqlite, after: &Cursor, limit: usize) -> Result<Read> {
     let (_, seen) = after.position();
     let limit = limit.max(1);
-    let (state, mut steps) = steps(database, seen, limit + 1, None).await?;
+    let (mut state, mut steps) = steps(database, seen, limit + 1, None).await?;
+    if steps.iter().any(|step| step.tx == -state.stamp) {
+        // Of other programs, and more could join them: what comes later has another stamp.
+        database.writer.turn().await?.connection().maintain(&others::raise(state.stamp)).await?;
+        (state, steps) = self::steps(database, seen, limit + 1, None).await?;
+    }
+    // Some may have come with it already.
+    let settled = steps.iter().position(|step| step.tx == -state.stamp);
+    steps.truncate(settled.unwrap_or(steps.len()));
     database.epochs.refresh(database, state.newest_epoch).await?;
     if seen < state.trimmed_through {
         return Ok(Read::Resync(ResyncReason::Trimmed));
@@ -96,8 +104,8 @@ pub(super) async fn read(database: &Sqlite, after: &Cursor, limit: usize) -> Res
     if seen > state.sequence || !database.epochs.continues(after) {
         return Ok(Read::Resync(ResyncReason::Epoch));
     }
-    let reached_end = steps.len() <= limit;
-    if !reached_end {
+    let is_cut = steps.len() > limit;
+    if is_cut {
         // The last transaction may go on. Leave it for the next read or, if it is the only one, read it to its end.
         let last = steps[limit].tx;
         let whole = steps.partition_point(|step| step.tx != last);
@@ -111,6 +119,7 @@ pub(super) async fn read(database: &Sqlite, after: &Cursor, limit: usize) -> Res
             steps.extend(rest);
         }
     }
+    let reached_end = !is_cut && settled.is_none();
     let end = if reached_end { state.sequence } else { steps.last().map_or(seen, |step| step.seq) };
     Ok(Read::Transactions { transactions: transactions(database, steps), reached_end, end: cursor(database, end) })
 }
@@ -120,6 +129,8 @@ struct State {
     newest_epoch: i64,
     trimmed_through: u64,
     sequence: u64,
+    /// Of what other programs write.
+    stamp: i64,
 }
 
 /// One row of the outbox.
@@ -135,8 +146,9 @@ struct Step {
 async fn steps(database: &Sqlite, after: u64, limit: usize, tx: Option<i64>) -> Result<(State, Vec<Step>)> {
     let signed = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
     let text = format!(
-        "SELECT newest_epoch, trimmed_through, sequence, seq, tx, entity, operation, before, after, actor, origin, mutation_id, at FROM (
-           SELECT coalesce((SELECT max(id) FROM tidewire_epoch), 0) AS newest_epoch, trimmed_through, {SEQUENCE} AS sequence FROM tidewire_log
+        "SELECT newest_epoch, trimmed_through, sequence, seq, tx, entity, operation, before, after, actor, origin, mutation_id, at, stamp FROM (
+           SELECT coalesce((SELECT max(id) FROM tidewire_epoch), 0) AS newest_epoch, trimmed_through, {SEQUENCE} AS sequence, stamp
+           FROM tidewire_log, tidewire_others
          ) LEFT JOIN (SELECT * FROM tidewire_outbox WHERE seq > ? {} ORDER BY seq LIMIT ?) ON TRUE",
         if tx.is_some() { "AND tx = ?" } else { "" }
     );
@@ -153,6 +165,7 @@ async fn steps(database: &Sqlite, after: u64, limit: usize, tx: Option<i64>) -> 
             newest_epoch: row.get(0),
             trimmed_through: number(&row, 1),
             sequence: number(&row, 2),
+            stamp: row.get(13),
         });
         if row.get::<Option<i64>, _>(3).is_some() {
             steps.push(Step {
@@ -293,8 +306,7 @@ pub(super) async fn prune(
 ) -> Result<Pruned> {
     let limit = i64::try_from(limit.max(1)).unwrap_or(i64::MAX);
     let before = before.map_or(i64::MIN, |time| time.timestamp_millis());
-    // Up to `due` everything may go. A round takes so many of that, to the end of a transaction; one that is not due as a whole stays. A
-    // transaction's number is the number of its first change.
+    // Up to `due` everything may go. A round takes so many of that, to the end of a transaction; one that is not due as a whole stays.
     let due = sqlx::query(
         "WITH due AS (SELECT max(
            coalesce((SELECT seq FROM tidewire_outbox WHERE at >= ?1 ORDER BY seq LIMIT 1) - 1, (SELECT max(seq) FROM tidewire_outbox), 0),
@@ -307,7 +319,8 @@ pub(super) async fn prune(
          SELECT
            CASE WHEN (SELECT seq FROM last) IS NULL THEN NULL
              WHEN (SELECT seq FROM whole) <= (SELECT seq FROM due) THEN (SELECT seq FROM whole)
-             ELSE (SELECT max(seq) FROM tidewire_outbox WHERE seq < (SELECT tx FROM last)) END,
+             ELSE (SELECT o.seq FROM tidewire_outbox o WHERE o.seq < (SELECT seq FROM last) AND o.tx <> (SELECT tx FROM last)
+               ORDER BY o.seq DESC LIMIT 1) END,
            EXISTS (SELECT 1 FROM tidewire_mutation WHERE at < ?1)",
     )
     .bind(before)

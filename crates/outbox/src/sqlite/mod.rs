@@ -3,6 +3,7 @@
 mod coalesce;
 mod dialect;
 mod log;
+mod others;
 mod packed;
 pub(crate) mod schema;
 mod session;
@@ -145,6 +146,18 @@ impl Sqlite {
     }
 }
 
+/// Triggers beside the application's own fire in no promised order, and could record a row's steps out of theirs.
+fn others_can_be_recorded(connection: &writer::Connection) -> Result<()> {
+    if !connection.has_triggers() {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Setup,
+        "the database has triggers of its own that concern synced tables, and SQLite promises no order among triggers, so what other programs \
+         write could be recorded out of order. Capture it by `hooks`, which record this program's writes with what those triggers do",
+    ))
+}
+
 fn is_in_memory(url: &str) -> bool {
     url.contains(":memory:") || url.contains("mode=memory")
 }
@@ -168,22 +181,43 @@ impl Database for Sqlite {
     }
 
     async fn check(&self) -> Result<()> {
-        self.writer.turn().await?;
-        match self.wanted {
-            Some(wanted) if wanted != Capture::Hooks => Err(capture::mismatch(Capture::Hooks, wanted)),
-            _ => Ok(()),
+        let mut turn = self.writer.turn().await?;
+        let connection = turn.connection();
+        let found = connection.capture();
+        if let Some(wanted) = self.wanted.filter(|wanted| *wanted != found) {
+            return Err(capture::mismatch(found, wanted));
         }
+        if found == Capture::Triggers {
+            others_can_be_recorded(connection)?;
+            others::check(connection.sqlite(), &self.catalog).await?;
+        }
+        Ok(())
     }
 
     async fn capture(&self) -> Result<Capture> {
-        Ok(Capture::Hooks)
+        let mut reader = self.readers.acquire().await.map_err(database_error)?;
+        schema::capture(&mut reader).await
     }
 
     async fn install_capture(&self, capture: Capture) -> Result<()> {
+        let mut turn = self.writer.turn().await?;
+        let connection = turn.connection();
         match capture {
-            Capture::Hooks => Ok(()),
-            other => Err(Error::new(ErrorKind::Setup, format!("SQLite cannot be captured by {other}"))),
+            Capture::Hooks => others::remove(connection.sqlite()).await?,
+            Capture::Triggers => {
+                others_can_be_recorded(connection)?;
+                others::install(connection.sqlite(), &self.catalog).await?;
+            }
+            Capture::Log => {
+                let problem =
+                    "SQLite's log tells no rows: capture by `hooks`, or by `triggers` where other programs write";
+                return Err(Error::new(ErrorKind::Setup, problem));
+            }
         }
+        connection.maintain(&format!("UPDATE tidewire_log SET capture = '{capture}'")).await?;
+        // What the connection does depends on it.
+        turn.reopen();
+        Ok(())
     }
 
     async fn semantics(&self) -> Result<Arc<Semantics>> {

@@ -4,9 +4,10 @@ use sqlx::{Row, SqliteConnection};
 
 use super::statement;
 use crate::{
+    capture::Capture,
     error::{Error, ErrorKind, Result},
     filter::{Collation, Semantics},
-    registry::Catalog,
+    registry::{Catalog, Kind},
 };
 
 /// Each version's statements; a version is never edited once released. `seq` is AUTOINCREMENT so that a pruned number is never given again.
@@ -27,6 +28,9 @@ CREATE TABLE tidewire_outbox (
 CREATE TABLE tidewire_epoch (id INTEGER PRIMARY KEY AUTOINCREMENT, epoch INTEGER NOT NULL, since INTEGER NOT NULL, at INTEGER NOT NULL);
 CREATE TABLE tidewire_log (one INTEGER PRIMARY KEY CHECK (one = 1), trimmed_through INTEGER NOT NULL, capture TEXT NOT NULL);
 INSERT INTO tidewire_log VALUES (1, 0, 'hooks');
+CREATE TABLE tidewire_others (one INTEGER PRIMARY KEY CHECK (one = 1), held INTEGER NOT NULL, stamp INTEGER NOT NULL);
+INSERT INTO tidewire_others VALUES (1, 0, 1);
+CREATE TABLE tidewire_replaced (entity TEXT NOT NULL, key TEXT NOT NULL, before TEXT NOT NULL);
 CREATE TABLE tidewire_mutation (
   id TEXT NOT NULL,
   field TEXT NOT NULL,
@@ -44,6 +48,7 @@ pub(super) struct Found {
     /// Whether the application has triggers that write synced tables, or fire on them.
     pub(super) has_triggers: bool,
     pub(super) semantics: Semantics,
+    pub(super) capture: Capture,
 }
 
 /// Looks at the schema once per connection that writes, and once for filters.
@@ -62,6 +67,8 @@ pub(super) async fn inspect(conn: &mut SqliteConnection, catalog: &Catalog) -> R
         let (kind, name, table, sql): (String, String, String, String) =
             (row.get(0), row.get(1), row.get(2), row.get(3));
         let about_us = match kind.as_str() {
+            // Our own do nothing while we write.
+            "trigger" if name.starts_with("tidewire_") => false,
             "trigger" => {
                 catalog.find_ignoring_case(&table).is_some()
                     || catalog.entities().iter().any(|entity| mentions(&sql, entity.name))
@@ -88,7 +95,16 @@ pub(super) async fn inspect(conn: &mut SqliteConnection, catalog: &Catalog) -> R
         ));
     }
     check_columns(conn, catalog).await?;
+    found.capture = capture(conn).await?;
     Ok(found)
+}
+
+/// How the database says that it is captured.
+pub(super) async fn capture(conn: &mut SqliteConnection) -> Result<Capture> {
+    check_installed(conn).await?;
+    let name: String =
+        sqlx::query_scalar("SELECT capture FROM tidewire_log").fetch_one(conn).await.map_err(super::database_error)?;
+    name.parse()
 }
 
 async fn check_installed(conn: &mut SqliteConnection) -> Result<()> {
@@ -108,6 +124,12 @@ async fn check_installed(conn: &mut SqliteConnection) -> Result<()> {
 async fn check_columns(conn: &mut SqliteConnection, catalog: &Catalog) -> Result<()> {
     let mut missing = Vec::new();
     for entity in catalog.entities() {
+        if let Some(column) = entity.columns.iter().find(|column| matches!(column.kind, Kind::Array(_))) {
+            return Err(Error::new(
+                ErrorKind::Setup,
+                format!("{}.{} is an array, which SQLite does not have. PostgreSQL does", entity.name, column.name),
+            ));
+        }
         let columns: Vec<String> = sqlx::query_scalar("SELECT name FROM pragma_table_xinfo(?)")
             .bind(entity.name)
             .fetch_all(&mut *conn)

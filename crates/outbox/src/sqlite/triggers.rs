@@ -18,13 +18,20 @@ INSERT INTO tidewire_context (tx) VALUES (0);";
 /// The constraint that fails where a row's steps are not in order (see [`coalesce`](super::coalesce)).
 pub(super) const ORDERED: &str = "tidewire_ordered";
 
+/// How a trigger writes into the outbox.
+pub(super) struct Recording {
+    /// Transaction, actor, origin, mutation id and time, and where they are from.
+    pub(super) context: &'static str,
+}
+
+const RECORDING: Recording = Recording { context: "tx, actor, origin, mutation_id, at FROM tidewire_context" };
+
 /// The triggers of one entity.
 pub(super) fn triggers(entity: &EntityMeta) -> String {
-    let key_differs = any_differs(entity, |in_key| in_key);
-    let row_differs = any_differs(entity, |_| true);
-    let delete = record(entity, "delete", Some("OLD"), None);
-    let insert = record(entity, "insert", None, Some("NEW"));
-    let update = record(entity, "update", Some("OLD"), Some("NEW"));
+    let (key_differs, row_differs) = (key_differs(entity), row_differs(entity));
+    let delete = RECORDING.record(entity, "delete", Some("OLD"), None);
+    let insert = RECORDING.record(entity, "insert", None, Some("NEW"));
+    let update = RECORDING.record(entity, "update", Some("OLD"), Some("NEW"));
     [
         trigger(entity, "insert", "INSERT", "", &[&insert]),
         trigger(entity, "update", "UPDATE", &format!("WHEN ({row_differs}) AND NOT ({key_differs})"), &[&update]),
@@ -48,8 +55,31 @@ fn trigger(entity: &EntityMeta, name: &str, event: &str, when: &str, body: &[&st
     )
 }
 
-fn record(entity: &EntityMeta, operation: &str, before: Option<&str>, after: Option<&str>) -> String {
-    let row = after.or(before).expect("a change has an image");
+impl Recording {
+    /// The statement that records one change.
+    pub(super) fn record(
+        &self,
+        entity: &EntityMeta,
+        operation: &str,
+        before: Option<&str>,
+        after: Option<&str>,
+    ) -> String {
+        let row = after.or(before).expect("a change has an image");
+        let image = |row: Option<&str>| row.map_or_else(|| "NULL".to_owned(), |row| image(entity, row));
+        format!(
+            "INSERT INTO tidewire_outbox (entity, operation, key, before, after, tx, actor, origin, mutation_id, at) \
+             SELECT {}, '{operation}', {}, {}, {}, {}; ",
+            text(entity.name),
+            key(entity, row),
+            image(before),
+            image(after),
+            self.context,
+        )
+    }
+}
+
+/// A row's key as a JSON array of packed values.
+pub(super) fn key(entity: &EntityMeta, row: &str) -> String {
     let mut key = String::from("json_array(");
     for (index, &column) in entity.key.iter().enumerate() {
         if index > 0 {
@@ -58,14 +88,7 @@ fn record(entity: &EntityMeta, operation: &str, before: Option<&str>, after: Opt
         packed(entity, column, row, &mut key);
     }
     key.push(')');
-    let image = |row: Option<&str>| row.map_or_else(|| "NULL".to_owned(), |row| image(entity, row));
-    format!(
-        "INSERT INTO tidewire_outbox (tx, entity, operation, key, before, after, actor, origin, mutation_id, at) \
-         SELECT tx, {}, '{operation}', {key}, {}, {}, actor, origin, mutation_id, at FROM tidewire_context; ",
-        text(entity.name),
-        image(before),
-        image(after),
-    )
+    key
 }
 
 /// A row as a JSON object of column names and packed values.
@@ -90,6 +113,16 @@ fn packed(entity: &EntityMeta, column: usize, row: &str, out: &mut String) {
     SqliteDialect.packed(&meta.kind, &expression, out);
 }
 
+/// True when the key differs between the old row and the new.
+pub(super) fn key_differs(entity: &EntityMeta) -> String {
+    any_differs(entity, |in_key| in_key)
+}
+
+/// True when the row does.
+pub(super) fn row_differs(entity: &EntityMeta) -> String {
+    any_differs(entity, |_| true)
+}
+
 /// True when one of the chosen columns differs between the old row and the new, byte for byte: a column's own collation may call two
 /// texts equal that are not the same.
 fn any_differs(entity: &EntityMeta, chosen: impl Fn(bool) -> bool) -> String {
@@ -102,6 +135,7 @@ fn any_differs(entity: &EntityMeta, chosen: impl Fn(bool) -> bool) -> String {
     conditions.join(" OR ")
 }
 
-fn text(value: &str) -> String {
+/// A text as SQL.
+pub(super) fn text(value: &str) -> String {
     format!("'{}'", value.replace('\'', "''"))
 }

@@ -17,8 +17,9 @@ use sqlx::{
 };
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
-use super::{coalesce, schema, triggers};
+use super::{coalesce, others, schema, triggers};
 use crate::{
+    capture::Capture,
     context::Context,
     error::{Error, ErrorKind, Result},
     registry::Catalog,
@@ -45,6 +46,7 @@ pub(super) struct Connection {
     /// What the context table holds for the running transaction.
     context: Option<Context>,
     has_triggers: bool,
+    capture: Capture,
     catalog: Arc<Catalog>,
     /// SQLite's number for the schema that was looked at, and when it was last compared.
     schema: i64,
@@ -111,6 +113,15 @@ impl Turn {
     }
 }
 
+impl Turn {
+    /// Ends the connection; the next turn opens another, which looks at the schema anew.
+    pub(super) fn reopen(mut self) {
+        if let Some(guard) = &mut self.0 {
+            **guard = None;
+        }
+    }
+}
+
 impl Drop for Turn {
     fn drop(&mut self) {
         let Some(mut guard) = self.0.take() else { return };
@@ -145,8 +156,16 @@ impl Connection {
         sqlite.execute(AssertSqlSafe(setup)).await.map_err(super::database_error)?;
         begin_epoch(&mut sqlite).await?;
         let schema = schema_version(&mut sqlite).await.map_err(super::database_error)?;
-        let has_triggers = found.has_triggers;
-        Ok(Self { sqlite, open: false, context: None, has_triggers, catalog, schema, compared: Instant::now() })
+        Ok(Self {
+            sqlite,
+            open: false,
+            context: None,
+            has_triggers: found.has_triggers,
+            capture: found.capture,
+            catalog,
+            schema,
+            compared: Instant::now(),
+        })
     }
 
     /// Whether someone has changed the schema since this connection looked at it: there may be triggers now.
@@ -156,6 +175,21 @@ impl Connection {
         }
         self.compared = Instant::now();
         Ok(schema_version(&mut self.sqlite).await.map_err(exec_error)? != self.schema)
+    }
+
+    /// How the database is captured.
+    pub(super) fn capture(&self) -> Capture {
+        self.capture
+    }
+
+    /// The connection for a look at the schema or a change of it.
+    pub(super) fn sqlite(&mut self) -> &mut SqliteConnection {
+        &mut self.sqlite
+    }
+
+    /// Whether the application has triggers that concern synced tables.
+    pub(super) fn has_triggers(&self) -> bool {
+        self.has_triggers
     }
 
     /// Whether the triggers see the rows that `REPLACE` removes.
@@ -180,10 +214,10 @@ impl Connection {
     ) -> Result<Outcome, DbErr> {
         self.open = true;
         let mut batch = Batch::new(statement);
-        batch.before("BEGIN IMMEDIATE");
-        batch.set_context(context, true);
+        self.open_with(&mut batch, context);
         batch.own(statements);
-        match self.run(batch, &["COMMIT"]).await {
+        let release = if self.capture == Capture::Triggers { &[others::RELEASE, "COMMIT"][..] } else { &["COMMIT"] };
+        match self.run(batch, release).await {
             Ok(outcome) => {
                 self.open = false;
                 Ok(outcome)
@@ -195,12 +229,19 @@ impl Connection {
         }
     }
 
+    fn open_with(&self, batch: &mut Batch, context: &Context) {
+        batch.before("BEGIN IMMEDIATE");
+        if self.capture == Capture::Triggers {
+            batch.before(others::HOLD);
+        }
+        batch.set_context(context, true);
+    }
+
     /// Opens a transaction.
     pub(super) async fn begin(&mut self, context: &Context) -> Result<(), DbErr> {
         self.open = true;
         let mut batch = Batch::new(Statement::from_string(sea_orm::DbBackend::Sqlite, ""));
-        batch.before("BEGIN IMMEDIATE");
-        batch.set_context(context, true);
+        self.open_with(&mut batch, context);
         if let Err(Failed { error, .. }) = batch.run(&mut self.sqlite).await {
             self.rollback().await?;
             return Err(error);
@@ -288,6 +329,9 @@ impl Connection {
 
     /// Ends the transaction and keeps its changes.
     pub(super) async fn commit(&mut self) -> Result<(), DbErr> {
+        if self.capture == Capture::Triggers {
+            self.control(others::RELEASE.to_owned()).await?;
+        }
         self.control("COMMIT".into()).await?;
         self.open = false;
         Ok(())

@@ -490,47 +490,48 @@ async fn a_trigger_that_comes_later_is_captured() {
     zoo.assert_replays().await;
 }
 
-#[tokio::test]
-async fn context_is_recorded_with_each_change() {
-    // GIVEN recorders that write in several names
-    let zoo = Zoo::new().await;
-    let before = zoo.recorder.log().position().await.unwrap();
-    let ada = zoo.recorder.clone().acting_as(Actor::user("ada")).from(Origin::new("phone"));
+on_every_target! {
+    async fn context_is_recorded_with_each_change(database: TestDatabase) {
+        // GIVEN recorders that write in several names
+        let zoo = Zoo::of(database).await;
+        let before = zoo.recorder.log().position().await.unwrap();
+        let ada = zoo.recorder.clone().acting_as(Actor::user("ada")).from(Origin::new("phone"));
 
-    // WHEN they write, in turn and within one transaction
-    food("a").insert(&zoo.recorder).await.unwrap();
-    food("b").insert(&ada).await.unwrap();
-    let mut transaction = ada.clone().mutation(MutationId::new("m1")).begin().await.unwrap();
-    food("c").insert(&transaction).await.unwrap();
-    transaction.set_mutation(None);
-    let transaction = transaction.acting_as(Actor::service("billing"));
-    food("d").insert(&transaction).await.unwrap();
-    // A name that was set inside what is rolled back holds for what comes after it too.
-    let inner = transaction.begin().await.unwrap().acting_as(Actor::user("bo"));
-    food("undone").insert(&inner).await.unwrap();
-    inner.rollback().await.unwrap();
-    let inner = transaction.begin().await.unwrap().acting_as(Actor::user("bo"));
-    food("e").insert(&inner).await.unwrap();
-    inner.commit().await.unwrap();
-    transaction.commit().await.unwrap();
+        // WHEN they write, in turn and within one transaction
+        food("a").insert(&zoo.recorder).await.unwrap();
+        food("b").insert(&ada).await.unwrap();
+        let mut transaction = ada.clone().mutation(MutationId::new("m1")).begin().await.unwrap();
+        food("c").insert(&transaction).await.unwrap();
+        transaction.set_mutation(None);
+        let transaction = transaction.acting_as(Actor::service("billing"));
+        food("d").insert(&transaction).await.unwrap();
+        // A name that was set inside what is rolled back holds for what comes after it too.
+        let inner = transaction.begin().await.unwrap().acting_as(Actor::user("bo"));
+        food("undone").insert(&inner).await.unwrap();
+        inner.rollback().await.unwrap();
+        let inner = transaction.begin().await.unwrap().acting_as(Actor::user("bo"));
+        food("e").insert(&inner).await.unwrap();
+        inner.commit().await.unwrap();
+        transaction.commit().await.unwrap();
 
-    // THEN each change says who answers for it
-    let said: Vec<_> = zoo
-        .transactions(before)
-        .await
-        .iter()
-        .flat_map(|transaction| transaction.changes.clone())
-        .map(|change| {
-            assert!((chrono::Utc::now() - change.at).num_seconds().abs() < 60, "{}", change.at);
-            [change.actor, change.origin, change.mutation_id]
-                .map(|text| text.map_or("-".into(), |text| text.to_string()))
-        })
-        .collect();
-    let said: Vec<_> = said.iter().map(|parts| parts.join(" ")).collect();
-    assert_eq!(
-        said,
-        ["service:app - -", "user:ada phone -", "user:ada phone m1", "service:billing phone -", "user:bo phone -"]
-    );
+        // THEN each change says who answers for it
+        let said: Vec<_> = zoo
+            .transactions(before)
+            .await
+            .iter()
+            .flat_map(|transaction| transaction.changes.clone())
+            .map(|change| {
+                assert!((chrono::Utc::now() - change.at).num_seconds().abs() < 60, "{}", change.at);
+                [change.actor, change.origin, change.mutation_id]
+                    .map(|text| text.map_or("-".into(), |text| text.to_string()))
+            })
+            .collect();
+        let said: Vec<_> = said.iter().map(|parts| parts.join(" ")).collect();
+        assert_eq!(
+            said,
+            ["service:app - -", "user:ada phone -", "user:ada phone m1", "service:billing phone -", "user:bo phone -"]
+        );
+    }
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use sea_orm::{
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 use tidewire_outbox::{Cursor, ErrorKind, Recorder, Registry};
 use tidewire_testkit::{
-    TestDatabase, soon,
+    TestDatabase, on_every_target, soon,
     zoo::{self, animal, food, keeper},
 };
 
@@ -143,25 +143,26 @@ async fn a_statement_that_fails_leaves_nothing_behind() {
     zoo.assert_replays().await;
 }
 
-/// Futures are dropped: by timeouts, by clients that hang up. The next writer must not find half a transaction.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_write_that_is_dropped_in_the_middle_is_undone_or_done() {
-    let zoo = Zoo::new().await;
-    zoo.populate().await;
-    for round in 0..200_u64 {
-        let write = async {
-            let transaction = zoo.recorder.begin().await.unwrap();
-            run(&transaction, "UPDATE food SET name = name || '.'").await;
-            let nested = transaction.begin().await.unwrap();
-            run(&nested, "UPDATE keeper SET name = name || '.'").await;
-            nested.commit().await.unwrap();
-            transaction.commit().await.unwrap();
-        };
-        let _ = tokio::time::timeout(Duration::from_micros(round * 7), write).await;
-        let single = async { run(&zoo.recorder, "UPDATE visit SET report = report || '.'").await };
-        let _ = tokio::time::timeout(Duration::from_micros(round * 3), single).await;
+on_every_target! {
+    /// Futures are dropped: by timeouts, by clients that hang up. The next writer must not find half a transaction.
+    async fn a_write_that_is_dropped_in_the_middle_is_undone_or_done(database: TestDatabase) {
+        let zoo = Zoo::of(database).await;
+        zoo.populate().await;
+        for round in 0..200_u64 {
+            let write = async {
+                let transaction = zoo.recorder.begin().await.unwrap();
+                run(&transaction, "UPDATE food SET name = name || '.'").await;
+                let nested = transaction.begin().await.unwrap();
+                run(&nested, "UPDATE keeper SET name = name || '.'").await;
+                nested.commit().await.unwrap();
+                transaction.commit().await.unwrap();
+            };
+            let _ = tokio::time::timeout(Duration::from_micros(round * 7), write).await;
+            let single = async { run(&zoo.recorder, "UPDATE visit SET report = report || '.'").await };
+            let _ = tokio::time::timeout(Duration::from_micros(round * 3), single).await;
+        }
+        soon(food::Entity::delete_by_id(1).exec(&zoo.recorder)).await.unwrap();
+        let replica = zoo.assert_replays().await;
+        assert!(replica.changes > 20);
     }
-    soon(food::Entity::delete_by_id(1).exec(&zoo.recorder)).await.unwrap();
-    let replica = zoo.assert_replays().await;
-    assert!(replica.changes > 20);
 }

@@ -37,34 +37,35 @@ async fn names(events: &mut tidewire_outbox::Events<food::Entity>) -> Vec<String
     }
 }
 
-#[tokio::test]
-async fn rows_enter_change_and_leave_a_shape() {
-    // GIVEN someone who follows the foods whose name begins with an m
-    let zoo = Zoo::new().await;
-    zoo.populate().await;
-    let shape = || Shape::of::<food::Entity>().filter(food::Column::Name.starts_with("m"));
-    let mut events = zoo.recorder.log().follow(shape(), Start::Snapshot).await.unwrap();
-    assert_eq!(names(&mut events).await, ["+meat"]);
+on_every_target! {
+    async fn rows_enter_change_and_leave_a_shape(database: TestDatabase) {
+        // GIVEN someone who follows the foods whose name begins with an m
+        let zoo = Zoo::of(database).await;
+        zoo.populate().await;
+        let shape = || Shape::of::<food::Entity>().filter(food::Column::Name.starts_with("m"));
+        let mut events = zoo.recorder.log().follow(shape(), Start::Snapshot).await.unwrap();
+        assert_eq!(names(&mut events).await, ["+meat"]);
 
-    // WHEN rows come, change and go, in and out of the shape
-    for sql in [
-        "INSERT INTO food (name) VALUES ('milk'), ('nuts')",
-        "UPDATE food SET name = 'malt' WHERE name = 'milk'",
-        "UPDATE food SET name = 'oats' WHERE name = 'malt'",
-        "UPDATE food SET name = 'maize' WHERE name = 'nuts'",
-        "UPDATE food SET name = 'fowl' WHERE name = 'fish'",
-        "DELETE FROM food WHERE name = 'maize'",
-    ] {
-        run(&zoo.recorder, sql).await;
-    }
-    add_food(&zoo.recorder, "mud").await;
+        // WHEN rows come, change and go, in and out of the shape
+        for sql in [
+            "INSERT INTO food (name) VALUES ('milk'), ('nuts')",
+            "UPDATE food SET name = 'malt' WHERE name = 'milk'",
+            "UPDATE food SET name = 'oats' WHERE name = 'malt'",
+            "UPDATE food SET name = 'maize' WHERE name = 'nuts'",
+            "UPDATE food SET name = 'fowl' WHERE name = 'fish'",
+            "DELETE FROM food WHERE name = 'maize'",
+        ] {
+            run(&zoo.recorder, sql).await;
+        }
+        add_food(&zoo.recorder, "mud").await;
 
-    // THEN they are told what it means to them
-    let mut told = Vec::new();
-    while told.last().is_none_or(|last| last != "+mud") {
-        told.extend(names(&mut events).await);
+        // THEN they are told what it means to them
+        let mut told = Vec::new();
+        while told.last().is_none_or(|last| last != "+mud") {
+            told.extend(names(&mut events).await);
+        }
+        assert_eq!(told, ["+milk", "milk>malt", "-malt", "+maize", "-maize", "+mud"]);
     }
-    assert_eq!(told, ["+milk", "milk>malt", "-malt", "+maize", "-maize", "+mud"]);
 }
 
 #[tokio::test]
@@ -123,65 +124,66 @@ on_every_target! {
     }
 }
 
-#[tokio::test]
-async fn a_snapshot_that_nobody_reads_is_given_up() {
-    // GIVEN a log that allows one snapshot at a time, and little patience
-    let mut options = RecorderOptions::default();
-    options.log.max_snapshots = 1;
-    options.log.snapshot_patience = Duration::from_millis(50);
-    let database = TestDatabase::sqlite();
-    let recorder = database.recorder_with(zoo::registry(), options, zoo::create).await;
-    for n in 0..10 {
-        add_food(&recorder, &n.to_string()).await;
-    }
-    let meta = recorder.catalog().of::<food::Entity>().unwrap();
-
-    // WHEN someone opens one and takes nothing
-    let mut lazy = recorder.log().snapshot(meta, Filter::all(), 2).await.unwrap();
-    let first = lazy.next().await.unwrap().unwrap();
-    assert_eq!(first.len(), 2);
-
-    // THEN the next in line has its turn, and the first is told
-    let mut second = soon(recorder.log().snapshot(meta, Filter::all(), 100)).await.unwrap();
-    assert_eq!(second.next().await.unwrap().unwrap().len(), 10);
-    assert!(second.next().await.unwrap().is_none());
-    let lost = async {
-        loop {
-            if let Err(error) = lazy.next().await {
-                return error;
-            }
+on_every_target! {
+    async fn a_snapshot_that_nobody_reads_is_given_up(database: TestDatabase) {
+        // GIVEN a log that allows one snapshot at a time, and little patience
+        let mut options = RecorderOptions::default();
+        options.log.max_snapshots = 1;
+        options.log.snapshot_patience = Duration::from_millis(50);
+        let recorder = database.recorder_with(zoo::registry(), options, zoo::create).await;
+        for n in 0..10 {
+            add_food(&recorder, &n.to_string()).await;
         }
-    };
-    assert_eq!(soon(lost).await.kind(), ErrorKind::Busy);
+        let meta = recorder.catalog().of::<food::Entity>().unwrap();
+
+        // WHEN someone opens one and takes nothing
+        let mut lazy = recorder.log().snapshot(meta, Filter::all(), 2).await.unwrap();
+        let first = lazy.next().await.unwrap().unwrap();
+        assert_eq!(first.len(), 2);
+
+        // THEN the next in line has its turn, and the first is told
+        let mut second = soon(recorder.log().snapshot(meta, Filter::all(), 100)).await.unwrap();
+        assert_eq!(second.next().await.unwrap().unwrap().len(), 10);
+        assert!(second.next().await.unwrap().is_none());
+        let lost = async {
+            loop {
+                if let Err(error) = lazy.next().await {
+                    return error;
+                }
+            }
+        };
+        assert_eq!(soon(lost).await.kind(), ErrorKind::Busy);
+    }
 }
 
-#[tokio::test]
-async fn a_cursor_resumes_in_another_process_and_from_the_table() {
-    // GIVEN a cursor, and changes after it that another process's ring never saw
-    let zoo = Zoo::new().await;
-    add_food(&zoo.recorder, "a").await;
-    let cursor = zoo.recorder.log().position().await.unwrap();
-    for name in ["b", "c", "d"] {
-        add_food(&zoo.recorder, name).await;
-    }
-    let mut options = RecorderOptions::default();
-    options.log.chunk_changes = 1;
-    options.log.ring_max_transactions = 1;
-    let other = Recorder::connect_with(zoo.database.url(), zoo::registry(), options).await.unwrap();
+on_every_target! {
+    async fn a_cursor_resumes_in_another_process_and_from_the_table(database: TestDatabase) {
+        // GIVEN a cursor, and changes after it that another process's ring never saw
+        let zoo = Zoo::of(database).await;
+        add_food(&zoo.recorder, "a").await;
+        let cursor = zoo.recorder.log().position().await.unwrap();
+        for name in ["b", "c", "d"] {
+            add_food(&zoo.recorder, name).await;
+        }
+        let mut options = RecorderOptions::default();
+        options.log.chunk_changes = 1;
+        options.log.ring_max_transactions = 1;
+        let other = Recorder::connect_with(zoo.database.url(), zoo::registry(), options).await.unwrap();
 
-    // WHEN it is used there, and both write
-    let mut events =
-        other.log().follow(Shape::of::<food::Entity>(), cursor.to_string().parse::<Cursor>().unwrap()).await.unwrap();
-    let mut told = names(&mut events).await;
-    add_food(&other, "e").await;
-    add_food(&zoo.recorder, "f").await;
-    while told.len() < 5 {
-        told.extend(names(&mut events).await);
-    }
+        // WHEN it is used there, and both write
+        let mut events =
+            other.log().follow(Shape::of::<food::Entity>(), cursor.to_string().parse::<Cursor>().unwrap()).await.unwrap();
+        let mut told = names(&mut events).await;
+        add_food(&other, "e").await;
+        add_food(&zoo.recorder, "f").await;
+        while told.len() < 5 {
+            told.extend(names(&mut events).await);
+        }
 
-    // THEN nothing is missed and nothing repeated
-    assert_eq!(told, ["+b", "+c", "+d", "+e", "+f"]);
-    other.close().await;
+        // THEN nothing is missed and nothing repeated
+        assert_eq!(told, ["+b", "+c", "+d", "+e", "+f"]);
+        other.close().await;
+    }
 }
 
 async fn first_resync(recorder: &Recorder, cursor: Cursor) -> ResyncReason {
@@ -265,53 +267,55 @@ async fn a_cursor_of_another_history_is_answered_by_a_resync() {
     assert_eq!(told, ["+x", "+y"]);
 }
 
-#[tokio::test]
-async fn a_follower_is_told_when_the_log_is_stopped() {
-    let zoo = Zoo::new().await;
-    let mut follower = zoo.recorder.log().follow_all(Cursor::start()).await.unwrap();
-    assert!(matches!(soon(follower.next()).await.unwrap(), Step::Transactions { up_to_date: true, .. }));
-    let waiting = tokio::spawn(async move { follower.next().await });
-    zoo.recorder.close().await;
-    assert!(matches!(soon(waiting).await.unwrap().unwrap(), Step::Ended));
+on_every_target! {
+    async fn a_follower_is_told_when_the_log_is_stopped(database: TestDatabase) {
+        let zoo = Zoo::of(database).await;
+        let mut follower = zoo.recorder.log().follow_all(Cursor::start()).await.unwrap();
+        assert!(matches!(soon(follower.next()).await.unwrap(), Step::Transactions { up_to_date: true, .. }));
+        let waiting = tokio::spawn(async move { follower.next().await });
+        zoo.recorder.close().await;
+        assert!(matches!(soon(waiting).await.unwrap().unwrap(), Step::Ended));
+    }
 }
 
-/// I7: what falls out of the ring is read from the outbox; the ring itself stays small.
-#[tokio::test]
-async fn a_follower_that_falls_behind_reads_the_outbox() {
-    let mut options = RecorderOptions::default();
-    options.log.ring_max_bytes = 10_000;
-    options.log.chunk_changes = 7;
-    let database = TestDatabase::sqlite();
-    let recorder = database.recorder_with(zoo::registry(), options, zoo::create).await;
-    let mut slow = recorder.log().follow(Shape::of::<food::Entity>(), Start::Now).await.unwrap();
-    assert_eq!(names(&mut slow).await, [""; 0]);
-    for n in 0..300 {
-        add_food(&recorder, &n.to_string()).await;
+on_every_target! {
+    /// I7: what falls out of the ring is read from the outbox; the ring itself stays small.
+    async fn a_follower_that_falls_behind_reads_the_outbox(database: TestDatabase) {
+        let mut options = RecorderOptions::default();
+        options.log.ring_max_bytes = 10_000;
+        options.log.chunk_changes = 7;
+        let recorder = database.recorder_with(zoo::registry(), options, zoo::create).await;
+        let mut slow = recorder.log().follow(Shape::of::<food::Entity>(), Start::Now).await.unwrap();
+        assert_eq!(names(&mut slow).await, [""; 0]);
+        for n in 0..300 {
+            add_food(&recorder, &n.to_string()).await;
+        }
+        eventually(async || recorder.log().tail_stats().changes == 300).await;
+        let stats = recorder.log().tail_stats();
+        assert!(stats.ring_bytes <= 10_000 && stats.ring_transactions < 100, "{stats:?}");
+        let told = names(&mut slow).await;
+        assert_eq!(told, (0..300).map(|n| format!("+{n}")).collect::<Vec<_>>());
     }
-    eventually(async || recorder.log().tail_stats().changes == 300).await;
-    let stats = recorder.log().tail_stats();
-    assert!(stats.ring_bytes <= 10_000 && stats.ring_transactions < 100, "{stats:?}");
-    let told = names(&mut slow).await;
-    assert_eq!(told, (0..300).map(|n| format!("+{n}")).collect::<Vec<_>>());
 }
 
-/// A thousand who come back at once read the outbox a few times, not a thousand times.
-#[tokio::test(flavor = "multi_thread")]
-async fn those_who_return_together_share_their_reads() {
-    let zoo = Zoo::new().await;
-    for n in 0..50 {
-        add_food(&zoo.recorder, &n.to_string()).await;
+on_every_target! {
+    /// A thousand who come back at once read the outbox a few times, not a thousand times.
+    async fn those_who_return_together_share_their_reads(database: TestDatabase) {
+        let zoo = Zoo::of(database).await;
+        for n in 0..50 {
+            add_food(&zoo.recorder, &n.to_string()).await;
+        }
+        let other = Recorder::connect(zoo.database.url(), zoo::registry()).await.unwrap();
+        let followers = (0..1_000).map(|_| {
+            let log = other.log().clone();
+            tokio::spawn(async move {
+                let mut events = log.follow(Shape::of::<food::Entity>(), Cursor::start()).await.unwrap();
+                names(&mut events).await.len()
+            })
+        });
+        for follower in followers.collect::<Vec<_>>() {
+            assert_eq!(soon(follower).await.unwrap(), 50);
+        }
+        assert!(other.log().tail_stats().outbox_reads < 100, "{:?}", other.log().tail_stats());
     }
-    let other = Recorder::connect(zoo.database.url(), zoo::registry()).await.unwrap();
-    let followers = (0..1_000).map(|_| {
-        let log = other.log().clone();
-        tokio::spawn(async move {
-            let mut events = log.follow(Shape::of::<food::Entity>(), Cursor::start()).await.unwrap();
-            names(&mut events).await.len()
-        })
-    });
-    for follower in followers.collect::<Vec<_>>() {
-        assert_eq!(soon(follower).await.unwrap(), 50);
-    }
-    assert!(other.log().tail_stats().outbox_reads < 100, "{:?}", other.log().tail_stats());
 }

@@ -7,4 +7,5 @@ mod capture;
 mod errors;
 mod filter;
 mod follow;
+mod others;
 mod support;
