@@ -50,6 +50,13 @@ async fn subscribers_see_every_change_once_in_order_and_whole_by_the_log_of_post
     killer.abort();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn subscribers_see_every_change_once_in_order_and_whole_on_mariadb() {
+    if let Some(database) = TestDatabase::mariadb().await {
+        check(database, 50_000).await;
+    }
+}
+
 async fn check(database: TestDatabase, changes: u64) {
     let recorder = database.recorder_with(domain::registry(), options(), domain::create).await;
     check_with(&database, changes, recorder).await;

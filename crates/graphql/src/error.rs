@@ -142,14 +142,25 @@ impl From<DbErr> for ApiError {
     }
 }
 
-/// What rule the database says was broken, by its code: PostgreSQL's of five characters, or SQLite's extended number.
+/// What rule the database says was broken, by its code: PostgreSQL's of five characters, SQLite's extended number, or MariaDB's own.
 fn broken_rule(error: &DbErr) -> Option<&'static str> {
     let (DbErr::Exec(sea_orm::RuntimeErr::SqlxError(error)) | DbErr::Query(sea_orm::RuntimeErr::SqlxError(error))) =
         error
     else {
         return None;
     };
-    let code = error.as_database_error()?.code()?;
+    let error = error.as_database_error()?;
+    if let Some(error) = error.try_downcast_ref::<sea_orm::sqlx::mysql::MySqlDatabaseError>() {
+        return match error.number() {
+            1048 | 1364 => Some("a column that must have a value has none"),
+            4025 => Some("a value breaks a rule of its table"),
+            _ => error
+                .code()
+                .is_some_and(|state| state.starts_with("23"))
+                .then_some("a rule of the database refuses the write"),
+        };
+    }
+    let code = error.code()?;
     match (&*code, code.parse::<u32>().unwrap_or_default()) {
         ("23502", _) | (_, 1299) => Some("a column that must have a value has none"),
         ("23514", _) | (_, 275) => Some("a value breaks a rule of its table"),

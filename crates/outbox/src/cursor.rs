@@ -33,6 +33,33 @@ enum Seen {
         further: Option<(Arc<DatabaseSnapshot>, u64)>,
         shown: Option<u64>,
     },
+    /// As `Visible`, where a snapshot is told by the numbers that it shows.
+    Numbered { epoch: Epoch, base: Arc<Numbers>, further: Option<(Arc<Numbers>, u64)> },
+}
+
+/// Which numbers of the outbox a database shows at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub(crate) struct Numbers {
+    /// The highest.
+    pub(crate) highest: u64,
+    /// Ranges below it, ends included and in order, that are not shown and may yet be.
+    pub(crate) holes: Vec<(u64, u64)>,
+}
+
+impl Numbers {
+    /// The number up to which none is missing.
+    pub(crate) fn complete_through(&self) -> u64 {
+        self.holes.first().map_or(self.highest, |(low, _)| low - 1)
+    }
+
+    /// Whether everything that the other shows is shown here.
+    fn covers(&self, other: &Self) -> bool {
+        // A hole here is none in the other's sight, or one in the other too.
+        let missing = |&(low, high): &(u64, u64)| {
+            low > other.highest || other.holes.iter().any(|(from, to)| *from <= low && high.min(other.highest) <= *to)
+        };
+        self.highest >= other.highest && self.holes.iter().all(missing)
+    }
 }
 
 /// Which transactions a database shows at one moment, by their ids.
@@ -88,6 +115,22 @@ impl Cursor {
         Self(Seen::Visible { epoch, base, further: Some((further, seq)), shown: None })
     }
 
+    /// What `base` shows, and of what `further` shows, the transactions whose last change has at most this number.
+    pub(crate) fn numbered(epoch: Epoch, base: Arc<Numbers>, further: Option<(Arc<Numbers>, u64)>) -> Self {
+        Self(Seen::Numbered { epoch, base, further })
+    }
+
+    /// The parts of a cursor made by [`numbered`](Self::numbered).
+    #[expect(clippy::type_complexity, reason = "as it is kept")]
+    pub(crate) fn numbers(&self) -> Option<(Epoch, &Arc<Numbers>, Option<(&Arc<Numbers>, u64)>)> {
+        match &self.0 {
+            Seen::Numbered { epoch, base, further } => {
+                Some((*epoch, base, further.as_ref().map(|(numbers, seq)| (numbers, *seq))))
+            }
+            _ => None,
+        }
+    }
+
     /// The number up to which everything has been seen, and the epoch that number belongs to (none before the first transaction). Where
     /// numbers are not in the order of commits, it only says about where.
     pub(crate) fn position(&self) -> (Option<Epoch>, u64) {
@@ -96,6 +139,9 @@ impl Cursor {
             Seen::Through { epoch, seq } => (Some(*epoch), *seq),
             Seen::Visible { epoch, base, further, .. } => {
                 (Some(*epoch), further.as_ref().map_or(base.sequence, |(_, seq)| *seq))
+            }
+            Seen::Numbered { epoch, base, further } => {
+                (Some(*epoch), further.as_ref().map_or(base.highest, |(_, seq)| *seq))
             }
         }
     }
@@ -121,7 +167,12 @@ impl Cursor {
 
     /// Whether its transactions are those up to a number, so that cursors are in the order of their numbers.
     pub(crate) fn is_number(&self) -> bool {
-        !matches!(self.0, Seen::Visible { .. })
+        !matches!(self.0, Seen::Visible { .. } | Seen::Numbered { .. })
+    }
+
+    /// Whether each look at the database gives another cursor, though nothing was written that is recorded.
+    pub(crate) fn moves_by_itself(&self) -> bool {
+        matches!(self.0, Seen::Visible { .. })
     }
 
     /// Whether the holder of this cursor has seen all that the holder of the other has. `false` also where that is not known.
@@ -129,6 +180,10 @@ impl Cursor {
         match (&self.0, &other.0) {
             (_, Seen::Nothing) => true,
             (Seen::Nothing, Seen::Visible { .. }) => false,
+            (Seen::Nothing, Seen::Numbered { base, further, .. }) => base.highest == 0 && further.is_none(),
+            (Seen::Numbered { base, .. }, Seen::Numbered { base: other, further, .. }) => {
+                base.covers(other) && further.as_ref().is_none_or(|(further, _)| base.covers(further))
+            }
             (Seen::Nothing, Seen::Through { seq, .. }) => *seq == 0,
             (Seen::Visible { base, .. }, Seen::Visible { base: theirs, further, shown, .. }) => {
                 let shown = shown.is_none_or(|place| base.log >= place || self == other);
@@ -144,6 +199,7 @@ impl Cursor {
 const VERSION_NOTHING: u8 = 0;
 const VERSION_THROUGH: u8 = 1;
 const VERSION_VISIBLE: u8 = 2;
+const VERSION_NUMBERED: u8 = 3;
 /// A snapshot of a thousand transactions in flight, twice, has some room in this.
 const MAX_TEXT: usize = 32 << 10;
 
@@ -160,6 +216,15 @@ impl fmt::Display for Cursor {
                 write_snapshot(base, &mut bytes);
                 if let Some((further, seq)) = further {
                     write_snapshot(further, &mut bytes);
+                    write_number(*seq, &mut bytes);
+                }
+            }
+            Seen::Numbered { epoch, base, further } => {
+                bytes.push(VERSION_NUMBERED);
+                bytes.extend_from_slice(&epoch.0.to_be_bytes());
+                write_numbers(base, &mut bytes);
+                if let Some((further, seq)) = further {
+                    write_numbers(further, &mut bytes);
                     write_number(*seq, &mut bytes);
                 }
             }
@@ -216,6 +281,17 @@ fn parse(text: &str) -> Option<Cursor> {
             };
             rest.is_empty().then_some(Cursor(Seen::Visible { epoch, base, further, shown }))
         }
+        [VERSION_NUMBERED, ref payload @ ..] => {
+            let (epoch, mut rest) = payload.split_first_chunk::<8>()?;
+            let epoch = Epoch(u64::from_be_bytes(*epoch));
+            let base = Arc::new(read_numbers(&mut rest)?);
+            if rest.is_empty() {
+                return Some(Cursor::numbered(epoch, base, None));
+            }
+            let further = Arc::new(read_numbers(&mut rest)?);
+            let seq = read_number(&mut rest)?;
+            rest.is_empty().then(|| Cursor::numbered(epoch, base, Some((further, seq))))
+        }
         _ => None,
     }
 }
@@ -244,6 +320,32 @@ fn read_snapshot(bytes: &mut &[u8]) -> Option<DatabaseSnapshot> {
     }
     in_flight.reverse();
     Some(DatabaseSnapshot { xmax, in_flight, sequence, log })
+}
+
+/// As steps down from the highest: to a hole's end, and to its beginning.
+fn write_numbers(numbers: &Numbers, out: &mut Vec<u8>) {
+    write_number(numbers.highest, out);
+    write_number(numbers.holes.len() as u64, out);
+    let mut last = numbers.highest;
+    for (low, high) in numbers.holes.iter().rev() {
+        write_number(last - high, out);
+        write_number(high - low, out);
+        last = *low;
+    }
+}
+
+fn read_numbers(bytes: &mut &[u8]) -> Option<Numbers> {
+    let (highest, count) = (read_number(bytes)?, read_number(bytes)?);
+    let mut holes = Vec::new();
+    let mut last = highest;
+    for _ in 0..count {
+        let high = last.checked_sub(read_number(bytes).filter(|step| *step > 0)?)?;
+        let low = high.checked_sub(read_number(bytes)?).filter(|low| *low > 0)?;
+        holes.push((low, high));
+        last = low;
+    }
+    holes.reverse();
+    Some(Numbers { highest, holes })
 }
 
 /// Seven bits a byte, the lowest first; the eighth says that more follow.
@@ -293,6 +395,20 @@ mod tests {
     }
 
     #[test]
+    fn numbers_that_show_more_cover_those_that_show_less() {
+        let of = |highest, holes: &[(u64, u64)]| {
+            Cursor::numbered(Epoch(1), Arc::new(Numbers { highest, holes: holes.to_vec() }), None)
+        };
+        let (early, later, latest) = (of(10, &[(3, 5), (8, 8)]), of(15, &[(4, 5), (12, 14)]), of(15, &[(12, 12)]));
+        assert!(later.covers(&early) && latest.covers(&later) && latest.covers(&early) && early.covers(&early));
+        assert!(!early.covers(&later) && !later.covers(&latest));
+        assert!(!of(15, &[(3, 6)]).covers(&early) && !of(15, &[(7, 7)]).covers(&early), "6 and 7 were shown");
+        assert!(early.covers(&Cursor::start()) && !Cursor::start().covers(&early));
+        let numbers = Numbers { highest: 10, holes: vec![(3, 5), (8, 8)] };
+        assert_eq!(numbers.complete_through(), 2);
+    }
+
+    #[test]
     fn a_cursor_survives_its_text_and_nothing_else_parses() {
         let snapshot = |xmax, in_flight: &[u64], sequence| {
             Arc::new(DatabaseSnapshot { xmax, in_flight: in_flight.to_vec(), sequence, log: sequence / 2 })
@@ -304,6 +420,12 @@ mod tests {
             Cursor::visible(Epoch(7), snapshot(1000, &[], 0)),
             Cursor::visible(Epoch(7), snapshot(1000, &[998], 5)).shown(0),
             Cursor::partly(Epoch(7), snapshot(1000, &[3, 990, 999], 77), snapshot(u64::MAX, &[3], u64::MAX), 78),
+            Cursor::numbered(Epoch(7), Arc::default(), None),
+            Cursor::numbered(
+                Epoch(7),
+                Arc::new(Numbers { highest: 1000, holes: vec![(1, 1), (3, 999)] }),
+                Some((Arc::new(Numbers { highest: u64::MAX, holes: vec![(2, 2), (5, u64::MAX - 1)] }), 78)),
+            ),
         ] {
             let text = cursor.to_string();
             assert_eq!(text.parse::<Cursor>().expect("our own text"), cursor);

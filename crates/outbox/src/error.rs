@@ -26,7 +26,8 @@ pub enum ErrorKind {
     Busy,
     /// The database cannot be written: its disk is full, or its file or server is read-only. Reading goes on.
     Unwritable,
-    /// An earlier statement of the transaction failed, and with it the transaction: PostgreSQL runs nothing more in it.
+    /// An earlier statement of the transaction failed, and with it the transaction: PostgreSQL runs nothing more in it, and MariaDB has rolled it
+    /// back after a deadlock.
     Aborted,
     /// The database failed, or could not be reached. Trying again may succeed.
     Database,
@@ -91,7 +92,7 @@ impl StdError for Error {
 const MARK: &str = "tidewire: ";
 
 /// The kinds that are not found again in the database's own error.
-const MARKED: [(ErrorKind, &str); 8] = [
+const MARKED: [(ErrorKind, &str); 9] = [
     (ErrorKind::Registry, "registry: "),
     (ErrorKind::Setup, "setup: "),
     (ErrorKind::Refused, "refused: "),
@@ -100,6 +101,7 @@ const MARKED: [(ErrorKind, &str); 8] = [
     (ErrorKind::Filter, "filter: "),
     (ErrorKind::Corrupt, "corrupt: "),
     (ErrorKind::Busy, "busy: "),
+    (ErrorKind::Aborted, "aborted: "),
 ];
 
 /// SeaORM's traits can only answer with its own error, so ours travels as text in `DbErr::Custom`; turned back, it has its kind again.
@@ -132,7 +134,12 @@ impl From<DbErr> for Error {
         if let Some(ours) = marked(&error) {
             return ours;
         }
+        let mysql = mysql_error(&error);
+        if let Some(why) = mysql.and_then(|(number, message)| message.strip_prefix(MARK).filter(|_| number == SIGNAL)) {
+            return Self::new(ErrorKind::Refused, why.to_owned()).with_source(error);
+        }
         let kind = match code(&error).as_deref() {
+            _ if mysql.is_some() => mysql.map_or(ErrorKind::Database, |(number, _)| mysql_kind(number)),
             // The database's states, five characters each: serialisation failures, deadlocks, locks that are not to be had, no room for
             // one more connection, and a server that starts or stops.
             Some("40001" | "40P01" | "55P03" | "53300" | "57P01" | "57P03") => ErrorKind::Busy,
@@ -164,6 +171,9 @@ impl From<DbErr> for Error {
     }
 }
 
+/// MariaDB's number of an error that a trigger raised; ours have the mark before their text.
+const SIGNAL: u16 = 1644;
+
 fn is_out_of_connections(error: &DbErr) -> bool {
     let sqlx = match error {
         DbErr::ConnectionAcquire(_) => return true,
@@ -173,6 +183,28 @@ fn is_out_of_connections(error: &DbErr) -> bool {
         _ => return false,
     };
     matches!(**sqlx, sqlx::Error::PoolTimedOut)
+}
+
+fn mysql_kind(number: u16) -> ErrorKind {
+    match number {
+        // Deadlocks, locks that are not to be had, no room for one more connection, and a server that stops.
+        1213 | 1205 | 1040 | 1203 | 1226 | 1053 => ErrorKind::Busy,
+        // A read-only server or transaction, and a full disk or table space.
+        1290 | 1836 | 1792 | 1021 | 1026 | 1114 => ErrorKind::Unwritable,
+        _ => ErrorKind::Database,
+    }
+}
+
+/// The number and the message of MariaDB's; its states say too little.
+fn mysql_error(error: &DbErr) -> Option<(u16, &str)> {
+    let (DbErr::Conn(RuntimeErr::SqlxError(error))
+    | DbErr::Exec(RuntimeErr::SqlxError(error))
+    | DbErr::Query(RuntimeErr::SqlxError(error))) = error
+    else {
+        return None;
+    };
+    let error = error.as_database_error()?.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>()?;
+    Some((error.number(), error.message()))
 }
 
 /// The code that the database gave.

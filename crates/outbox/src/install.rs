@@ -47,12 +47,16 @@ pub async fn installed(db: &impl ConnectionTrait) -> Result<u32> {
     versions(db)?;
     let exists = match db.get_database_backend() {
         DbBackend::Postgres => "SELECT count(*) FROM pg_class WHERE oid = to_regclass('tidewire_schema')",
+        DbBackend::MySql => {
+            "SELECT count(*) FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = 'tidewire_schema'"
+        }
         _ => "SELECT count(*) FROM sqlite_master WHERE name = 'tidewire_schema'",
     };
     if number(db, exists).await? == 0 {
         return Ok(0);
     }
-    let version = number(db, "SELECT CAST(max(version) AS BIGINT) FROM tidewire_schema").await?;
+    let integer = if db.get_database_backend() == DbBackend::MySql { "SIGNED" } else { "BIGINT" };
+    let version = number(db, &format!("SELECT CAST(max(version) AS {integer}) FROM tidewire_schema")).await?;
     Ok(u32::try_from(version).unwrap_or(0))
 }
 
@@ -65,6 +69,7 @@ pub async fn uninstall(db: &impl ConnectionTrait) -> Result<()> {
         "tidewire_outbox",
         "tidewire_epoch",
         "tidewire_log",
+        "tidewire_barrier",
         "tidewire_others",
         "tidewire_replaced",
         "tidewire_mutation",
@@ -87,6 +92,7 @@ fn versions(db: &impl ConnectionTrait) -> Result<&'static [&'static str]> {
     match db.get_database_backend() {
         DbBackend::Sqlite => Ok(crate::sqlite::schema::VERSIONS),
         DbBackend::Postgres => Ok(crate::postgres::schema::VERSIONS),
+        DbBackend::MySql => Ok(crate::mysql::schema::VERSIONS),
         other => Err(Error::new(ErrorKind::Setup, format!("{} is not supported yet", other.as_str()))),
     }
 }

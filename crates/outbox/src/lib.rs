@@ -14,6 +14,7 @@ mod install;
 pub mod json;
 mod lease;
 mod log;
+mod mysql;
 mod postgres;
 mod recorder;
 mod registry;

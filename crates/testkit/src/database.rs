@@ -1,6 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use crate::PostgresServer;
+use crate::{MariadbServer, PostgresServer};
 use sea_orm::{ConnectOptions, Database, DatabaseConnection};
 use tempfile::TempDir;
 use tidewire_outbox::{Capture, Recorder, RecorderOptions, Registry, install};
@@ -27,10 +27,18 @@ impl TestDatabase {
         Some(Self { url: PostgresServer::shared().await?.create().await, folder: None, capture: Capture::Hooks })
     }
 
+    /// An empty MariaDB database; `None` where MariaDB is not installed.
+    pub async fn mariadb() -> Option<Self> {
+        Some(Self { url: MariadbServer::shared().await?.create().await, folder: None, capture: Capture::Triggers })
+    }
+
     /// Another empty database of the same kind, captured in the same way.
     pub async fn another(&self) -> Self {
-        let other =
-            if self.is("postgres:") { Self::postgres().await.expect("its server runs") } else { Self::sqlite() };
+        let other = match self.url.split(':').next() {
+            Some("postgres") => Self::postgres().await.expect("its server runs"),
+            Some("mysql") => Self::mariadb().await.expect("its server runs"),
+            _ => Self::sqlite(),
+        };
         other.captured_by(self.capture)
     }
 

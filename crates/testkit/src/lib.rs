@@ -3,6 +3,8 @@
 
 pub mod checker;
 mod database;
+mod mariadb;
+mod ordinary_user;
 mod postgres;
 mod replica;
 mod require;
@@ -13,6 +15,7 @@ pub mod zoo;
 
 pub use self::{
     database::TestDatabase,
+    mariadb::MariadbServer,
     postgres::PostgresServer,
     replica::{Replica, cells_of},
     require::{available, sakila},

@@ -3,9 +3,9 @@
 use std::{
     fs,
     net::TcpListener,
-    os::unix::{fs::chown, process::CommandExt},
+    os::unix::fs::chown,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
     time::{Duration, Instant},
 };
 
@@ -13,7 +13,7 @@ use sqlx::{Connection, Executor, PgConnection};
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
-use crate::available;
+use crate::{available, ordinary_user};
 
 /// How long a server may take to begin to answer.
 const START: Duration = Duration::from_secs(60);
@@ -44,29 +44,6 @@ fn programs() -> Option<PathBuf> {
     std::env::split_paths(&path).find(|folder| folder.join("initdb").is_file() && folder.join("postgres").is_file())
 }
 
-/// PostgreSQL will not run as root: then an ordinary user of the machine's runs it.
-fn ordinary_user() -> Option<(u32, u32)> {
-    let me = fs::metadata("/proc/self").map(|me| std::os::unix::fs::MetadataExt::uid(&me)).unwrap_or(1);
-    if me != 0 {
-        return None;
-    }
-    let users = fs::read_to_string("/etc/passwd").unwrap();
-    let user = |name: &str| {
-        let line = users.lines().find(|line| line.split(':').next() == Some(name))?;
-        let mut fields = line.split(':').skip(2);
-        Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
-    };
-    user("postgres").or_else(|| user("nobody"))
-}
-
-fn as_ordinary_user(program: &Path) -> Command {
-    let mut command = Command::new(program);
-    if let Some((user, group)) = ordinary_user() {
-        command.uid(user).gid(group);
-    }
-    command
-}
-
 impl PostgresServer {
     /// The server of this process; started by the first who asks. `None` where PostgreSQL is not installed.
     pub async fn shared() -> Option<&'static Self> {
@@ -88,11 +65,12 @@ impl PostgresServer {
         let folder = tempfile::tempdir().unwrap();
         let cluster = folder.path().join("cluster");
         fs::create_dir(&cluster).unwrap();
-        if let Some((user, group)) = ordinary_user() {
+        let user = ordinary_user::id(&["postgres", "nobody"]);
+        if let Some((user, group)) = user {
             chown(folder.path(), Some(user), Some(group)).unwrap();
             chown(&cluster, Some(user), Some(group)).unwrap();
         }
-        let initdb = as_ordinary_user(&programs.join("initdb"))
+        let initdb = ordinary_user::command(&programs.join("initdb"), user)
             .args(["--auth=trust", "--username=tidewire", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync", "-D"])
             .arg(&cluster)
             .current_dir(folder.path())
@@ -103,8 +81,8 @@ impl PostgresServer {
         // The keeper waits for the pipe to close, and then stops the server at once.
         let script = "\"$0\" -D \"$1\" -p \"$2\" -k \"$1\" -c listen_addresses=127.0.0.1 -c fsync=off -c wal_level=logical \
                       -c deadlock_timeout=20ms -c max_connections=300 -c max_prepared_transactions=10 \
-                      -c max_replication_slots=1000 -c max_wal_senders=1000 -c max_slot_wal_keep_size=4GB >\"$1/log\" 2>&1 & server=$!; cat; kill -QUIT $server; wait $server";
-        let keeper = as_ordinary_user(Path::new("/bin/sh"))
+                      -c max_replication_slots=1000 -c max_wal_senders=1000 -c max_slot_wal_keep_size=1GB >\"$1/log\" 2>&1 & server=$!; cat; kill -QUIT $server; wait $server";
+        let keeper = ordinary_user::command(Path::new("/bin/sh"), user)
             .arg("-c")
             .arg(script)
             .arg(programs.join("postgres"))

@@ -11,6 +11,7 @@ pub enum Target {
     PostgresHooks,
     PostgresTriggers,
     PostgresLog,
+    MariadbTriggers,
 }
 
 impl Target {
@@ -22,6 +23,7 @@ impl Target {
             Self::PostgresHooks => (TestDatabase::postgres().await, Capture::Hooks),
             Self::PostgresTriggers => (TestDatabase::postgres().await, Capture::Triggers),
             Self::PostgresLog => (TestDatabase::postgres().await, Capture::Log),
+            Self::MariadbTriggers => (TestDatabase::mariadb().await, Capture::Triggers),
         };
         Some(database?.captured_by(capture))
     }
@@ -56,6 +58,7 @@ macro_rules! on_every_target {
                 postgres_hooks: PostgresHooks,
                 postgres_triggers: PostgresTriggers,
                 postgres_log: PostgresLog,
+                mariadb_triggers: MariadbTriggers,
             }
         }
     };

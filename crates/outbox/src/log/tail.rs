@@ -102,7 +102,7 @@ async fn advance(
                 shared.changes.fetch_add(changes as u64, Ordering::Relaxed);
                 // Without transactions there is no news, but for a follower that read to a later moment by itself and waits for the ring
                 // to come there. Where a moment is a snapshot, each look would be another one.
-                if !transactions.is_empty() || !reached_end || at.is_number() || wanted {
+                if !transactions.is_empty() || !reached_end || !at.moves_by_itself() || wanted {
                     let moved = *at != end;
                     *at = end.clone();
                     publish(shared, moved, |ring| ring.extend(transactions, end));

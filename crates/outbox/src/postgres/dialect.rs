@@ -36,11 +36,11 @@ impl Dialect for PostgresDialect {
         }
     }
 
-    fn json_array(&self) -> &'static str {
-        "json_build_array"
+    fn array(&self) -> [&'static str; 3] {
+        ["json_build_array(", ", ", ")"]
     }
 
-    fn json_array_of_rows(&self) -> (&'static str, &'static str) {
+    fn array_of_rows(&self) -> (&'static str, &'static str) {
         // With no rows there is no array.
         ("coalesce(json_agg(", "), '[]')")
     }

@@ -126,13 +126,19 @@ impl Recorder {
             let database = crate::postgres::Postgres::connect(url, &options, Arc::clone(&catalog)).await?;
             return Ok(Self::assemble(Arc::new(database), catalog, options));
         }
+        if let Some(rest) = url.strip_prefix("mysql:").or_else(|| url.strip_prefix("mariadb:")) {
+            let url = format!("mysql:{rest}");
+            let database = crate::mysql::Mysql::connect(&url, &options, Arc::clone(&catalog)).await?;
+            return Ok(Self::assemble(Arc::new(database), catalog, options));
+        }
         Err(Error::new(
             ErrorKind::Setup,
-            "the database URL must start with `sqlite:` or `postgres:`; other databases are not supported yet",
+            "the database URL must start with `sqlite:`, `postgres:`, `mysql:` or `mariadb:`; other databases are not supported yet",
         ))
     }
 
-    /// Records over a connection that the caller has opened. On SQLite it writes on one more connection, opened with the same options.
+    /// Records over a connection that the caller has opened. On SQLite it writes on one more connection, opened with the same options;
+    /// on MariaDB it opens connections of its own with them.
     ///
     /// # Errors
     /// As [`connect`](Self::connect).
@@ -147,8 +153,12 @@ impl Recorder {
                 let (pool, options) = (connection.get_postgres_connection_pool(), RecorderOptions::default());
                 Arc::new(crate::postgres::Postgres::with_pool(pool, &options, Arc::clone(&catalog)))
             }
+            DbBackend::MySql => {
+                let options = RecorderOptions::default();
+                Arc::new(crate::mysql::Mysql::with_connection(connection, &options, Arc::clone(&catalog)))
+            }
             other => {
-                let problem = format!("{} is not supported yet; SQLite and PostgreSQL are", other.as_str());
+                let problem = format!("{} is not supported yet; SQLite, PostgreSQL and MariaDB are", other.as_str());
                 return Err(Error::new(ErrorKind::Setup, problem));
             }
         };

@@ -80,13 +80,23 @@ impl RecorderTransaction {
     /// # Errors
     /// As [`fetch`](Self::fetch).
     pub async fn recall(&self, id: &MutationId, field: &str) -> Result<Option<Remembered>> {
-        if self.backend == DbBackend::Postgres {
-            // SQLite has one writer anyway; here a second transaction with the same id waits for the first to end.
-            let lock = "SELECT pg_advisory_xact_lock(hashtextextended(?, 0))::text";
-            self.own(lock, [format!("tidewire {}", id.as_str()).into()]).await?;
+        // SQLite has one writer anyway; elsewhere a second transaction with the same id waits for the first to end, and then sees what it did.
+        let mut sql = String::from("SELECT fingerprint, result FROM tidewire_mutation WHERE id = ? AND field = ?");
+        match self.backend {
+            DbBackend::Postgres => {
+                let lock = "SELECT pg_advisory_xact_lock(hashtextextended(?, 0))::text";
+                self.own(lock, [format!("tidewire {}", id.as_str()).into()]).await?;
+            }
+            DbBackend::MySql => {
+                // A row with an empty field stands for the id.
+                let lock = "INSERT INTO tidewire_mutation (id, field, fingerprint, result, at) VALUES (?, '', '', '', ?) \
+                            ON DUPLICATE KEY UPDATE at = at";
+                self.own(lock, [id.as_str().into(), chrono::Utc::now().timestamp_millis().into()]).await?;
+                sql.push_str(" LOCK IN SHARE MODE");
+            }
+            _ => {}
         }
-        let sql = "SELECT fingerprint, result FROM tidewire_mutation WHERE id = ? AND field = ?";
-        let rows = self.own(sql, [id.as_str().into(), field.into()]).await?;
+        let rows = self.own(&sql, [id.as_str().into(), field.into()]).await?;
         let Some(row) = rows.first() else { return Ok(None) };
         Ok(Some(Remembered { fingerprint: row.try_get_by_index(0)?, result: row.try_get_by_index(1)? }))
     }

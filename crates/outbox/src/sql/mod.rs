@@ -101,11 +101,27 @@ pub(crate) trait Dialect: Send + Sync + 'static {
     /// Wraps an expression for a column so that it can stand inside a JSON array without loss.
     fn packed(&self, kind: &Kind, expression: &str, out: &mut String);
 
-    /// The function that makes a JSON array of its arguments.
-    fn json_array(&self) -> &'static str;
+    /// What stands before, between and after JSON values to make an array of them.
+    fn array(&self) -> [&'static str; 3];
 
-    /// What stands before and after the rows to make a JSON array of them.
-    fn json_array_of_rows(&self) -> (&'static str, &'static str);
+    /// What stands before and after each row to make an array of them.
+    fn array_of_rows(&self) -> (&'static str, &'static str);
+
+    /// As [`array_of_rows`](Self::array_of_rows) with the rows' order and limit inside: what stands before, between row and order, between
+    /// order and limit, and after. For databases where a subquery in `FROM` cannot see the row around it.
+    fn array_of_ordered_rows(&self) -> Option<[&'static str; 4]> {
+        None
+    }
+
+    /// What stands before and after an array that may be missing.
+    fn maybe(&self) -> (&'static str, &'static str) {
+        ("", "")
+    }
+
+    /// A JSON null.
+    fn null(&self) -> &'static str {
+        "NULL"
+    }
 
     /// What stands before and after a JSON value to make it a text.
     fn json_as_text(&self) -> (&'static str, &'static str) {
@@ -143,6 +159,11 @@ pub(crate) trait Dialect: Send + Sync + 'static {
 
     /// Writes the sum of a column as it can stand inside a JSON array.
     fn packed_sum(&self, kind: &Kind, column: &str, out: &mut String);
+
+    /// Writes the mean of a column as it can stand inside a JSON array. It is a fraction whatever it is the mean of.
+    fn packed_mean(&self, column: &str, out: &mut String) {
+        self.packed(&Kind::Double, &format!("avg({column})"), out);
+    }
 
     /// Writes the smallest or largest value of a column, by `min` or `max`, as it can stand inside a JSON array.
     fn packed_extreme(&self, function: &str, kind: &Kind, column: &str, out: &mut String) {

@@ -6,7 +6,7 @@ use sea_orm::{
 use super::{Column, Dialect, Sql, condition, table};
 use crate::{
     filter::Filter,
-    registry::{Catalog, EntityId, EntityMeta, Kind, RelationMeta},
+    registry::{Catalog, EntityId, EntityMeta, RelationMeta},
 };
 
 /// Rows of one entity, with what hangs on them.
@@ -149,28 +149,20 @@ struct Link<'a> {
 impl Writer<'_> {
     /// The four parts of a to-many select.
     fn many(&self, select: &Select, link: Option<Link<'_>>, depth: usize, sql: &mut Sql) {
-        sql.push(self.dialect.json_array()).push("(");
+        let [open, between, close] = self.dialect.array();
+        sql.push(open);
         if select.items.is_empty() {
-            sql.push("NULL");
+            sql.push(self.dialect.null());
         } else {
-            let (before, after) = self.dialect.json_array_of_rows();
-            sql.push("(SELECT ").push(before);
-            self.row(select, depth, sql);
-            // The inner select has the order and the limit; its limit, even an empty one, keeps the database from reordering.
-            sql.push(after).push(" FROM (SELECT ");
-            self.columns(select, depth, sql);
-            sql.push(" FROM ");
-            self.source(select, link, depth, sql);
-            self.order_and_limit(select, depth, sql);
-            sql.push(") ").push(&alias(depth)).push(")");
+            self.rows(select, link, depth, sql);
         }
-        sql.push(", ");
+        sql.push(between);
         self.part(select.total, sql, |sql| {
             sql.push("(SELECT count(*) FROM ");
             self.source_of_all(select, link, depth, sql);
             sql.push(")");
         });
-        sql.push(", ");
+        sql.push(between);
         let before = match &select.page {
             Page::After { key: Some(key), .. } if select.previous => Some(key),
             _ => None,
@@ -182,14 +174,44 @@ impl Writer<'_> {
             self.compare_key(select, depth, "<=", before.expect("just checked"), sql);
             sql.push(")");
         });
-        sql.push(", ");
+        sql.push(between);
         self.part(!select.aggregates.is_empty(), sql, |sql| {
-            sql.push("(SELECT ").push(self.dialect.json_array()).push("(");
-            sql.separated(", ", &select.aggregates, |sql, aggregate| self.aggregate(select, *aggregate, depth, sql));
-            sql.push(") FROM ");
+            sql.push("(SELECT ").push(open);
+            sql.separated(between, &select.aggregates, |sql, aggregate| self.aggregate(select, *aggregate, depth, sql));
+            sql.push(close).push(" FROM ");
             self.source_of_all(select, link, depth, sql);
             sql.push(")");
         });
+        sql.push(close);
+    }
+
+    /// The rows of the page as an array.
+    fn rows(&self, select: &Select, link: Option<Link<'_>>, depth: usize, sql: &mut Sql) {
+        sql.push("(SELECT ");
+        match self.dialect.array_of_ordered_rows() {
+            Some([before, order, limit, after]) if link.is_some() => {
+                sql.push(before);
+                self.row(select, depth, sql);
+                sql.push(order);
+                self.order(select, depth, sql);
+                sql.push(limit);
+                self.limit(select, sql);
+                sql.push(after).push(" FROM ");
+                self.source(select, link, depth, sql);
+            }
+            _ => {
+                let (before, after) = self.dialect.array_of_rows();
+                sql.push(before);
+                self.row(select, depth, sql);
+                // The inner select has the order and the limit; its limit, even an empty one, keeps the database from reordering.
+                sql.push(after).push(" FROM (SELECT ");
+                self.columns(select, depth, sql);
+                sql.push(" FROM ");
+                self.source(select, link, depth, sql);
+                self.order_and_limit(select, depth, sql);
+                sql.push(") ").push(&alias(depth));
+            }
+        }
         sql.push(")");
     }
 
@@ -197,35 +219,37 @@ impl Writer<'_> {
         if wanted {
             write(sql);
         } else {
-            sql.push("NULL");
+            sql.push(self.dialect.null());
         }
     }
 
     /// One row as a JSON array of its items.
     fn row(&self, select: &Select, depth: usize, sql: &mut Sql) {
         let entity = self.catalog.entity(select.entity);
-        sql.push(self.dialect.json_array()).push("(");
-        sql.separated(", ", &select.items, |sql, item| match item {
+        let [open, between, close] = self.dialect.array();
+        sql.push(open);
+        sql.separated(between, &select.items, |sql, item| match item {
             Item::Cell(column) => self.cell(entity, *column, depth, sql),
             Item::Key => {
-                sql.push(self.dialect.json_array()).push("(");
-                sql.separated(", ", &entity.key, |sql, &column| self.cell(entity, column, depth, sql));
-                sql.push(")");
+                sql.push(open);
+                sql.separated(between, &entity.key, |sql, &column| self.cell(entity, column, depth, sql));
+                sql.push(close);
             }
             Item::One(relation, inner) => {
                 let link = Link { relation: &entity.relations[*relation], from: entity, depth };
-                sql.push("(SELECT ");
+                let (before, after) = self.dialect.maybe();
+                sql.push(before).push("(SELECT ");
                 self.row(inner, depth + 1, sql);
                 sql.push(" FROM ");
                 self.source(inner, Some(link), depth + 1, sql);
-                sql.push(" LIMIT 1)");
+                sql.push(" LIMIT 1)").push(after);
             }
             Item::Many(relation, inner) => {
                 let link = Link { relation: &entity.relations[*relation], from: entity, depth };
                 self.many(inner, Some(link), depth + 1, sql);
             }
         });
-        sql.push(")");
+        sql.push(close);
     }
 
     fn cell(&self, entity: &EntityMeta, column: usize, depth: usize, sql: &mut Sql) {
@@ -348,9 +372,14 @@ impl Writer<'_> {
     }
 
     fn order_and_limit(&self, select: &Select, depth: usize, sql: &mut Sql) {
+        sql.push(" ORDER BY ");
+        self.order(select, depth, sql);
+        self.limit(select, sql);
+    }
+
+    fn order(&self, select: &Select, depth: usize, sql: &mut Sql) {
         let entity = self.catalog.entity(select.entity);
         let here = alias(depth);
-        sql.push(" ORDER BY ");
         // A page after a key is cut by the key, so it is ordered by the key, whatever else was asked.
         let order: &[(usize, Direction)] = match select.page {
             Page::After { .. } => &[],
@@ -371,6 +400,9 @@ impl Writer<'_> {
                 None => column.write(self.dialect, sql),
             }
         });
+    }
+
+    fn limit(&self, select: &Select, sql: &mut Sql) {
         let (limit, offset) = match select.page {
             Page::All => (None, 0),
             Page::Window { offset, limit } => (Some(limit), offset),
@@ -417,9 +449,8 @@ impl Writer<'_> {
                 let (kind, column) = of(index);
                 self.dialect.packed_sum(kind, &column, &mut sql.text);
             }
-            // A mean is a fraction whatever it is the mean of.
             Aggregate::Avg(index) => {
-                self.dialect.packed(&Kind::Double, &format!("avg({})", of(index).1), &mut sql.text);
+                self.dialect.packed_mean(&of(index).1, &mut sql.text);
             }
         }
     }
@@ -434,7 +465,7 @@ fn renumbered(text: &str, before: usize) -> String {
         rest = &rest[c.len_utf8()..];
         out.push(c);
         match (quoted, c) {
-            (None, '\'' | '"') => quoted = Some(c),
+            (None, '\'' | '"' | '`') => quoted = Some(c),
             (Some(quote), _) if quote == c => quoted = None,
             (None, '$') => {
                 let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();

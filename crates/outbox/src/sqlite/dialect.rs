@@ -44,11 +44,11 @@ impl Dialect for SqliteDialect {
         }
     }
 
-    fn json_array(&self) -> &'static str {
-        "json_array"
+    fn array(&self) -> [&'static str; 3] {
+        ["json_array(", ", ", ")"]
     }
 
-    fn json_array_of_rows(&self) -> (&'static str, &'static str) {
+    fn array_of_rows(&self) -> (&'static str, &'static str) {
         ("json_group_array(", ")")
     }
 

@@ -124,7 +124,11 @@ impl Write {
             }
             InsertIgnored => {
                 let rows = [food("meat"), food("leaves")];
-                food::Entity::insert_many(rows).on_conflict(by_name().do_nothing().to_owned()).exec(db).await?;
+                let clause = match backend {
+                    DbBackend::MySql => by_name().do_nothing_on([food::Column::Id]).to_owned(),
+                    _ => by_name().do_nothing().to_owned(),
+                };
+                food::Entity::insert_many(rows).on_conflict(clause).exec_without_returning(db).await?;
             }
             UpsertNew => {
                 let clause = by_name().update_column(food::Column::Name).to_owned();
@@ -175,12 +179,15 @@ impl Write {
                 assert_eq!(done.rows_affected, 4);
             }
             UpdateManyReturning => {
-                let rows = animal::Entity::update_many()
+                let update = animal::Entity::update_many()
                     .col_expr(animal::Column::Tame, Expr::value(true))
-                    .filter(animal::Column::KeeperId.eq(1))
-                    .exec_with_returning(db)
-                    .await?;
-                assert_eq!(rows.len(), 2);
+                    .filter(animal::Column::KeeperId.eq(1));
+                // MariaDB returns rows from inserts and deletes only.
+                let rows = match backend {
+                    DbBackend::MySql => update.exec(db).await?.rows_affected,
+                    _ => update.exec_with_returning(db).await?.len() as u64,
+                };
+                assert_eq!(rows, 2);
             }
             UpdateNothing => {
                 let none = food::Entity::update_many().col_expr(food::Column::Name, Expr::value("x"));
@@ -241,6 +248,10 @@ impl Write {
                 assert_eq!(done.rows_affected(), 1);
             }
             RawReturning => {
+                if backend == DbBackend::MySql {
+                    run(db, "UPDATE animal SET tame = TRUE WHERE keeper_id = 1").await;
+                    return Ok(());
+                }
                 let update = "UPDATE animal SET tame = TRUE WHERE keeper_id = 1 RETURNING name";
                 let rows = db.query_all_raw(Statement::from_string(backend, update)).await?;
                 let names: Vec<String> = rows.iter().map(|row| row.try_get_by_index(0).unwrap()).collect();
@@ -257,14 +268,22 @@ impl Write {
             RawInsertSelect => {
                 run(db, "INSERT INTO diet (animal_id, food_id) SELECT id, 1 FROM animal WHERE name <> 'leo' AND name <> 'otto' UNION SELECT id, 2 FROM animal WHERE name = 'leo'").await;
             }
-            RawUpdateFrom => {
-                run(db, "UPDATE animal SET name = k.name || ' ' || animal.name FROM keeper AS k WHERE k.id = keeper_id AND k.id = 1").await;
-            }
-            RawWith => run(db, "WITH gone AS (SELECT 'fish' AS name) DELETE FROM diet WHERE food_id IN (SELECT id FROM food NATURAL JOIN gone)").await,
-            RawInsertOrIgnore => run(db, "INSERT OR IGNORE INTO food (name) VALUES ('meat'), ('ants')").await,
-            RawUpsertKey => {
-                run(db, "INSERT INTO chip (serial, animal_id) SELECT 5, animal_id FROM chip WHERE TRUE ON CONFLICT (animal_id) DO UPDATE SET serial = excluded.serial").await;
-            }
+            RawUpdateFrom => run(db, match backend {
+                DbBackend::MySql => "UPDATE animal JOIN keeper AS k ON k.id = keeper_id SET animal.name = concat(k.name, ' ', animal.name) WHERE k.id = 1",
+                _ => "UPDATE animal SET name = k.name || ' ' || animal.name FROM keeper AS k WHERE k.id = keeper_id AND k.id = 1",
+            }).await,
+            RawWith => run(db, match backend {
+                DbBackend::MySql => "DELETE FROM diet WHERE food_id IN (WITH gone AS (SELECT 'fish' AS name) SELECT id FROM food NATURAL JOIN gone)",
+                _ => "WITH gone AS (SELECT 'fish' AS name) DELETE FROM diet WHERE food_id IN (SELECT id FROM food NATURAL JOIN gone)",
+            }).await,
+            RawInsertOrIgnore => run(db, match backend {
+                DbBackend::MySql => "INSERT IGNORE INTO food (name) VALUES ('meat'), ('ants')",
+                _ => "INSERT OR IGNORE INTO food (name) VALUES ('meat'), ('ants')",
+            }).await,
+            RawUpsertKey => run(db, match backend {
+                DbBackend::MySql => "INSERT INTO chip (serial, animal_id) SELECT 5, animal_id FROM chip WHERE TRUE ON DUPLICATE KEY UPDATE serial = VALUES(serial)",
+                _ => "INSERT INTO chip (serial, animal_id) SELECT 5, animal_id FROM chip WHERE TRUE ON CONFLICT (animal_id) DO UPDATE SET serial = excluded.serial",
+            }).await,
         }
         Ok(())
     }
@@ -351,8 +370,8 @@ impl Mode {
 on_every_target! {
     async fn every_write_is_recorded_as_it_is_stored_or_not_at_all(database: TestDatabase) {
         for &(write, effect) in ALL {
-            if !database.is("sqlite:") && matches!(write, RawReplace | RawInsertOrIgnore) {
-                // SQLite's own.
+            if database.is("postgres:") && matches!(write, RawReplace | RawInsertOrIgnore) {
+                // Not of its language.
                 continue;
             }
             // A server's database costs more than a file, so the modes that leave nothing behind share one.

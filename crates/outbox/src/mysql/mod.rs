@@ -1,0 +1,360 @@
+//! MariaDB.
+//!
+//! MySQL speaks the same protocol and is refused when it is connected to: it has no `@@last_gtid` by which triggers tell transactions apart, no limit inside
+//! `GROUP_CONCAT`, and nobody has tried.
+
+mod cascade;
+mod dialect;
+mod layout;
+mod log;
+mod packed;
+pub(crate) mod schema;
+mod session;
+mod settle;
+mod statement;
+mod triggers;
+
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use futures_util::StreamExt;
+use sea_orm::{
+    DatabaseConnection, DbErr, ExecResult, QueryResult, RuntimeErr, Statement, StreamTrait, TransactionOptions,
+};
+use sqlx::{
+    ConnectOptions, Executor, MySqlConnection, Row,
+    mysql::{MySqlConnectOptions, MySqlPool, MySqlPoolOptions},
+};
+use tokio::sync::{Notify, OnceCell};
+
+use self::{dialect::MysqlDialect, session::MysqlSession, settle::Settling, statement::Effect};
+use crate::{
+    capture::{self, Capture},
+    context::Context,
+    cursor::{Cursor, Epoch},
+    database::{Database, Executed, Fetched, Packed, Pruned, Read, Rows, Session, SnapshotSource, Stats, Text},
+    error::{Error, ErrorKind, Result},
+    filter::{Filter, Semantics},
+    recorder::RecorderOptions,
+    registry::{Catalog, EntityId},
+    sql::{Dialect, Select},
+};
+
+/// How many statements each connection keeps prepared.
+const STATEMENT_CACHE: usize = 256;
+
+/// How long a caller waits for a connection before it is told that the database is busy.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The oldest version that has what is needed: `SKIP LOCKED`.
+const OLDEST: (u32, u32) = (10, 6);
+
+pub(crate) struct Mysql {
+    catalog: Arc<Catalog>,
+    connection: DatabaseConnection,
+    pool: MySqlPool,
+    doorbell: Arc<Notify>,
+    settling: Settling,
+    epoch: OnceCell<Epoch>,
+    /// How the options want it captured.
+    wanted: Option<Capture>,
+    captured: OnceCell<Capture>,
+    semantics: OnceLock<Arc<Semantics>>,
+}
+
+impl fmt::Debug for Mysql {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Mysql")
+    }
+}
+
+impl Mysql {
+    /// Opens a database by its URL.
+    pub(crate) async fn connect(url: &str, options: &RecorderOptions, catalog: Arc<Catalog>) -> Result<Self> {
+        let wrong = || {
+            Error::new(
+                ErrorKind::Setup,
+                "the database URL is not one of MariaDB's: `mysql://user:password@host/database`",
+            )
+        };
+        let connect: MySqlConnectOptions = url.parse().map_err(|_| wrong())?;
+        if connect.get_database().is_none_or(str::is_empty) {
+            return Err(wrong());
+        }
+        // A pool would go on trying for long; what is wrong with the first connection is said at once.
+        let mut conn = connect.clone().disable_statement_logging().connect().await.map_err(database_error)?;
+        check_server(&mut conn).await?;
+        let pool = Self::pool(connect, options);
+        Ok(Self::assemble(DatabaseConnection::from(pool.clone()), pool, options, catalog))
+    }
+
+    /// Uses the options of a connection that the caller has; what is to be read back whole needs connections of our own making.
+    pub(crate) fn with_connection(
+        connection: &DatabaseConnection,
+        options: &RecorderOptions,
+        catalog: Arc<Catalog>,
+    ) -> Self {
+        let connect = connection.get_mysql_connection_pool().connect_options();
+        let pool = Self::pool((*connect).clone(), options);
+        Self::assemble(connection.clone(), pool, options, catalog)
+    }
+
+    fn pool(connect: MySqlConnectOptions, options: &RecorderOptions) -> MySqlPool {
+        let connect = connect
+            .statement_cache_capacity(STATEMENT_CACHE)
+            .charset("utf8mb4")
+            .collation("utf8mb4_bin")
+            .timezone(Some("+00:00".to_owned()))
+            .disable_statement_logging();
+        MySqlPoolOptions::new()
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            // Snapshots and the tail take some too.
+            .max_connections(options.max_readers.saturating_add(6))
+            .test_before_acquire(false)
+            .after_connect(|conn, _| Box::pin(async move { greet(conn).await }))
+            .connect_lazy_with(connect)
+    }
+
+    fn assemble(
+        connection: DatabaseConnection,
+        pool: MySqlPool,
+        options: &RecorderOptions,
+        catalog: Arc<Catalog>,
+    ) -> Self {
+        Self {
+            catalog,
+            connection,
+            pool,
+            doorbell: Arc::default(),
+            settling: Settling::default(),
+            epoch: OnceCell::new(),
+            wanted: options.capture,
+            captured: OnceCell::new(),
+            semantics: OnceLock::new(),
+        }
+    }
+
+    async fn epoch(&self) -> Result<Epoch> {
+        let epoch = self.epoch.get_or_try_init(|| async {
+            let mut conn = self.pool.acquire().await.map_err(database_error)?;
+            check_server(&mut conn).await?;
+            schema::epoch(&mut conn).await.map(Epoch)
+        });
+        epoch.await.copied()
+    }
+
+    /// How it is captured, which has to be known before the first write.
+    async fn captured(&self) -> Result<Capture> {
+        let captured = self.captured.get_or_try_init(|| async {
+            let found = self.capture().await?;
+            match self.wanted {
+                Some(wanted) if wanted != found => Err(capture::mismatch(found, wanted)),
+                _ => Ok(found),
+            }
+        });
+        captured.await.copied()
+    }
+
+    fn effect(sql: &str) -> Result<Effect, DbErr> {
+        statement::effect(sql).map_err(|why| Error::new(ErrorKind::Refused, why).into())
+    }
+}
+
+/// What every connection of ours is told: how values and answers are meant, and the actor of writes that name none, so that they cost no statement of
+/// their own.
+async fn greet(conn: &mut MySqlConnection) -> Result<(), sqlx::Error> {
+    let text = format!(
+        "SET SESSION sql_mode = 'STRICT_TRANS_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION,PIPES_AS_CONCAT',
+         group_concat_max_len = 4294967295;
+         SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ; {}",
+        session::set_context(&Context::default())
+    );
+    conn.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(text))).await.map(drop)
+}
+
+/// Refuses a server that lacks what is needed, or that nobody has tried.
+async fn check_server(conn: &mut MySqlConnection) -> Result<()> {
+    let version: String = sqlx::query_scalar("SELECT VERSION()").fetch_one(&mut *conn).await.map_err(database_error)?;
+    let refused = |why: String| Err(Error::new(ErrorKind::Setup, why));
+    if !version.to_ascii_lowercase().contains("mariadb") {
+        return refused(format!(
+            "the server is MySQL {version}, which is not supported; MariaDB {}.{} and later are",
+            OLDEST.0, OLDEST.1
+        ));
+    }
+    let mut numbers = version.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+    if (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) < OLDEST {
+        return refused(format!("the server is MariaDB {version}; {}.{} and later are supported", OLDEST.0, OLDEST.1));
+    }
+    let row =
+        sqlx::query("SHOW GLOBAL VARIABLES LIKE 'wsrep_on'").fetch_optional(conn).await.map_err(database_error)?;
+    if row.is_some_and(|row| row.get::<String, _>(1).eq_ignore_ascii_case("on")) {
+        return refused(
+            "the server is a node of a Galera cluster, whose nodes number changes side by side: that is not supported"
+                .into(),
+        );
+    }
+    Ok(())
+}
+
+/// Looks whether the binary log tells this database's transactions apart.
+async fn check_binary_log(conn: &mut MySqlConnection) -> Result<()> {
+    const TRY: &str = "UPDATE tidewire_log SET trimmed = trimmed + 1 WHERE one = 1";
+    const UNDO: &str = "UPDATE tidewire_log SET trimmed = trimmed - 1 WHERE one = 1";
+    let mut seen = Vec::new();
+    for text in [TRY, UNDO] {
+        conn.execute(text).await.map_err(database_error)?;
+        let id: Option<String> =
+            sqlx::query_scalar("SELECT @@last_gtid").fetch_one(&mut *conn).await.map_err(database_error)?;
+        seen.push(id);
+    }
+    if seen[0] == seen[1] {
+        return Err(Error::new(
+            ErrorKind::Setup,
+            "capture by triggers needs the binary log: it tells transactions apart. Start the server with `log_bin`, without a filter \
+             that leaves this database out",
+        ));
+    }
+    Ok(())
+}
+
+#[async_trait]
+impl Database for Mysql {
+    fn connection(&self) -> &DatabaseConnection {
+        &self.connection
+    }
+
+    fn dialect(&self) -> &'static dyn Dialect {
+        &MysqlDialect
+    }
+
+    fn packed(&self) -> &'static dyn Packed {
+        &MysqlDialect
+    }
+
+    fn doorbell(&self) -> &Arc<Notify> {
+        &self.doorbell
+    }
+
+    async fn check(&self) -> Result<()> {
+        let captured = self.captured().await?;
+        let mut conn = self.pool.acquire().await.map_err(database_error)?;
+        schema::check(&mut conn, &self.catalog, captured).await?;
+        drop(conn);
+        self.epoch().await.map(drop)
+    }
+
+    async fn capture(&self) -> Result<Capture> {
+        let mut conn = self.pool.acquire().await.map_err(database_error)?;
+        schema::capture(&mut conn).await
+    }
+
+    async fn install_capture(&self, capture: Capture) -> Result<()> {
+        let mut conn = self.pool.acquire().await.map_err(database_error)?;
+        match capture {
+            Capture::Triggers => {
+                check_binary_log(&mut conn).await?;
+                triggers::install(&mut conn, &self.catalog).await?;
+            }
+            Capture::Hooks | Capture::Log => triggers::remove(&mut conn).await?,
+        }
+        let said = sqlx::query("UPDATE tidewire_log SET capture = ?").bind(capture.to_string());
+        said.execute(&mut *conn).await.map(drop).map_err(database_error)
+    }
+
+    async fn semantics(&self) -> Result<Arc<Semantics>> {
+        Ok(Arc::clone(
+            self.semantics.get_or_init(|| Arc::new(Semantics { exact_decimals: true, ..Semantics::default() })),
+        ))
+    }
+
+    async fn execute(&self, statement: Statement, text: Text, context: &Context) -> Result<Executed, DbErr> {
+        let effect = Self::effect(&statement.sql)?;
+        if effect == Effect::Write && (text == Text::Many || *context != Context::default()) {
+            let session = self.begin(context, TransactionOptions::default()).await?;
+            // On an error the session is dropped, which rolls it back.
+            let executed = session.execute(statement, text, context).await?;
+            session.commit().await?;
+            return Ok(executed);
+        }
+        let mut conn = self.pool.acquire().await.map_err(|error| DbErr::from(database_error(error)))?;
+        let executed = if text == Text::Many {
+            let result = conn.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(statement.sql))).await;
+            executed(result.map_err(session::exec_error)?, Vec::new())
+        } else {
+            session::run(&mut conn, statement).await?
+        };
+        if effect == Effect::Write {
+            self.doorbell.notify_one();
+        }
+        Ok(executed)
+    }
+
+    async fn stream(&self, statement: Statement, context: &Context) -> Result<Rows<'static>, DbErr> {
+        if Self::effect(&statement.sql)? == Effect::Write {
+            let executed = self.execute(statement, Text::One, context).await?;
+            return Ok(futures_util::stream::iter(executed.rows.into_iter().map(Ok)).boxed());
+        }
+        let connection = DatabaseConnection::from(self.pool.clone());
+        let rows = async_stream::try_stream! {
+            let mut rows = connection.stream_raw(statement).await?;
+            while let Some(row) = rows.next().await {
+                yield row?;
+            }
+        };
+        Ok(rows.boxed())
+    }
+
+    async fn begin(&self, context: &Context, options: TransactionOptions) -> Result<Arc<dyn Session>, DbErr> {
+        let (catalog, doorbell) = (Arc::clone(&self.catalog), Arc::clone(&self.doorbell));
+        Ok(Arc::new(MysqlSession::begin(&self.pool, context, &options, catalog, doorbell).await?))
+    }
+
+    async fn position(&self) -> Result<Cursor> {
+        log::position(self).await
+    }
+
+    async fn read(&self, after: &Cursor, until: Option<&Cursor>, limit: usize) -> Result<Read> {
+        log::read(self, after, until, limit).await
+    }
+
+    async fn fetch(&self, selects: &[Select], with_cursor: bool) -> Result<Fetched> {
+        log::fetch(self, selects, with_cursor).await
+    }
+
+    async fn snapshot(&self, entity: EntityId, filter: Filter) -> Result<Box<dyn SnapshotSource>> {
+        log::snapshot(self, entity, filter).await
+    }
+
+    fn continues(&self, cursor: &Cursor) -> bool {
+        match (cursor.position().0, self.epoch.get()) {
+            (Some(of), Some(epoch)) => of == *epoch,
+            (of, _) => of.is_none(),
+        }
+    }
+
+    async fn prune(&self, before: Option<DateTime<Utc>>, keep: Option<u64>, limit: usize) -> Result<Pruned> {
+        log::prune(self, before, keep, limit).await
+    }
+
+    async fn stats(&self) -> Result<Stats> {
+        log::stats(self).await
+    }
+
+    async fn close(&self) {
+        self.pool.close().await;
+    }
+}
+
+fn executed(result: sqlx::mysql::MySqlQueryResult, rows: Vec<sqlx::mysql::MySqlRow>) -> Executed {
+    Executed { result: ExecResult::from(result), rows: rows.into_iter().map(QueryResult::from).collect() }
+}
+
+pub(crate) fn database_error(error: sqlx::Error) -> Error {
+    DbErr::Query(RuntimeErr::SqlxError(Arc::new(error))).into()
+}

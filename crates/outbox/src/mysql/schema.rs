@@ -1,0 +1,159 @@
+//! The outbox's own tables on MariaDB, and what the database's schema means for capture.
+
+use sqlx::{MySqlConnection, Row};
+
+use super::{database_error, layout::Layout, triggers};
+use crate::{
+    capture::Capture,
+    error::{Error, ErrorKind, Result},
+    registry::{Catalog, Kind},
+};
+
+/// Each version's statements; a version is never edited once released. DDL is not transactional here, so each statement may run again.
+///
+/// `tx` names the transaction, and its index finds whether one goes on behind a number. Everything up to `settled` has been committed, or never
+/// will be.
+pub(crate) const VERSIONS: &[&str] = &["
+CREATE TABLE IF NOT EXISTS tidewire_outbox (
+  seq bigint NOT NULL AUTO_INCREMENT PRIMARY KEY,
+  tx binary(16) NOT NULL,
+  entity varchar(64) NOT NULL,
+  operation varchar(6) NOT NULL,
+  `before` longtext,
+  `after` longtext,
+  actor text,
+  origin text,
+  mutation_id text,
+  at datetime(3) NOT NULL,
+  KEY tidewire_outbox_tx (tx, seq),
+  -- An image that is too large for the server is NULL.
+  CONSTRAINT tidewire_outbox_images CHECK ((`before` IS NULL) = (operation = 'insert') AND (`after` IS NULL) = (operation = 'delete'))
+) ENGINE=InnoDB ROW_FORMAT=DYNAMIC DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin;
+CREATE TABLE IF NOT EXISTS tidewire_log (
+  one int NOT NULL PRIMARY KEY CHECK (one = 1),
+  epoch bigint NOT NULL,
+  server varchar(255) NOT NULL,
+  settled bigint NOT NULL,
+  trimmed bigint NOT NULL,
+  capture varchar(16) NOT NULL
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin;
+INSERT IGNORE INTO tidewire_log VALUES (1, 0, '', 0, 0, 'triggers');
+CREATE TABLE IF NOT EXISTS tidewire_barrier (n int NOT NULL PRIMARY KEY) ENGINE=InnoDB;
+INSERT IGNORE INTO tidewire_barrier
+  WITH RECURSIVE numbers AS (SELECT 0 AS n UNION ALL SELECT n + 1 FROM numbers WHERE n < 63) SELECT n FROM numbers;
+CREATE TABLE IF NOT EXISTS tidewire_mutation (
+  id varbinary(512) NOT NULL,
+  field varbinary(255) NOT NULL,
+  fingerprint text NOT NULL,
+  result longtext NOT NULL,
+  at bigint NOT NULL,
+  PRIMARY KEY (id, field),
+  KEY tidewire_mutation_at (at)
+) ENGINE=InnoDB ROW_FORMAT=DYNAMIC DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin;
+"];
+
+/// Looks for tables and columns, and whether the capture is in place and up to date.
+///
+/// # Errors
+/// [`ErrorKind::Setup`] naming what is missing.
+pub(super) async fn check(conn: &mut MySqlConnection, catalog: &Catalog, capture: Capture) -> Result<()> {
+    let layout = Layout::read(&mut *conn).await?;
+    check_tables(&layout, catalog)?;
+    match capture {
+        Capture::Triggers => triggers::check(&layout, catalog),
+        Capture::Hooks | Capture::Log => Ok(()),
+    }
+}
+
+/// How the database says that it is captured.
+pub(super) async fn capture(conn: &mut MySqlConnection) -> Result<Capture> {
+    check_installed(conn).await?;
+    let name: String =
+        sqlx::query_scalar("SELECT capture FROM tidewire_log").fetch_one(conn).await.map_err(database_error)?;
+    name.parse()
+}
+
+async fn check_installed(conn: &mut MySqlConnection) -> Result<()> {
+    let found: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = 'tidewire_outbox'",
+    )
+    .fetch_one(&mut *conn)
+    .await
+    .map_err(database_error)?;
+    if found == 0 {
+        return Err(Error::new(
+            ErrorKind::Setup,
+            "the database has no outbox. Run the migrations (`tidewire migrate up`), or `tidewire_outbox::install` from your own",
+        ));
+    }
+    Ok(())
+}
+
+fn check_tables(layout: &Layout, catalog: &Catalog) -> Result<()> {
+    let mut missing = Vec::new();
+    for entity in catalog.entities() {
+        if let Some(schema) = &entity.schema {
+            return Err(Error::new(
+                ErrorKind::Setup,
+                format!(
+                    "{} names the schema {schema}: on MariaDB a schema is a database, and one recorder has one",
+                    entity.name
+                ),
+            ));
+        }
+        if let Some(column) = entity.columns.iter().find(|column| matches!(column.kind, Kind::Array(_))) {
+            let problem = format!("{}.{} is an array, which MariaDB does not have", entity.name, column.name);
+            return Err(Error::new(ErrorKind::Setup, problem));
+        }
+        if !layout.has_table(entity.name) {
+            missing.push(format!("the table {}", entity.name));
+            continue;
+        }
+        let lacks = |name: &str| layout.column_type(entity.name, name).is_none();
+        missing.extend(
+            entity.columns.iter().filter(|c| lacks(c.name)).map(|c| format!("the column {}.{}", entity.name, c.name)),
+        );
+    }
+    if !missing.is_empty() {
+        return Err(Error::new(
+            ErrorKind::Setup,
+            format!(
+                "the database lacks {}, which the registered entities have. Run the migrations, or generate the entities anew",
+                missing.join(", ")
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// The epoch of the log.
+///
+/// The log belongs to one server and one table: one that is restored, from a dump or from copied files, is another table, made at another time. Its
+/// numbers may be given anew, so a new epoch begins there.
+pub(super) async fn epoch(conn: &mut MySqlConnection) -> Result<u64> {
+    check_installed(&mut *conn).await?;
+    let server: String = sqlx::query_scalar(
+        "SELECT CONCAT(@@server_id, '/', DATABASE(), '/', UNIX_TIMESTAMP(create_time)) FROM information_schema.tables
+         WHERE table_schema = DATABASE() AND table_name = 'tidewire_log'",
+    )
+    .fetch_one(&mut *conn)
+    .await
+    .map_err(database_error)?;
+    let read = "SELECT epoch, server FROM tidewire_log";
+    let row = sqlx::query(read).fetch_one(&mut *conn).await.map_err(database_error)?;
+    if row.get::<String, _>(1) == server {
+        return Ok(row.get::<i64, _>(0).cast_unsigned());
+    }
+    let fresh = i64::from_be_bytes(uuid::Uuid::new_v4().into_bytes()[..8].try_into().expect("eight bytes of sixteen"));
+    // Whoever comes first; the others find what it has set.
+    let begin = "UPDATE tidewire_log SET epoch = ?, server = ? WHERE server = ?";
+    sqlx::query(begin)
+        .bind(fresh)
+        .bind(&server)
+        .bind(row.get::<String, _>(1))
+        .execute(&mut *conn)
+        .await
+        .map_err(database_error)?;
+    let row = sqlx::query(read).fetch_one(&mut *conn).await.map_err(database_error)?;
+    Ok(row.get::<i64, _>(0).cast_unsigned())
+}

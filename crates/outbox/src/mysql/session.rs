@@ -1,0 +1,285 @@
+use std::{fmt, sync::Arc};
+
+use async_trait::async_trait;
+use futures_util::{StreamExt, TryStreamExt};
+use sea_orm::{AccessMode, DbBackend, DbErr, IsolationLevel, QueryResult, RuntimeErr, Statement, TransactionOptions};
+use sea_query_sqlx::SqlxValues;
+use sqlx::{
+    AssertSqlSafe, Either, Executor, MySql as Sqlx, MySqlConnection, MySqlPool,
+    mysql::{MySqlDatabaseError, MySqlQueryResult},
+    pool::PoolConnection,
+};
+use tokio::sync::{Mutex, Notify};
+
+use super::{database_error, dialect::MysqlDialect, executed, log, statement};
+use crate::{
+    context::Context,
+    database::{Abandoned, Executed, Rows, Session, Text, savepoint},
+    error::{Error, ErrorKind, Result},
+    registry::Catalog,
+    sql::{self, Select, Sql},
+};
+
+/// A connection that is not as the pool's others are: it has a transaction open, or acts in somebody's name. Dropped, it is closed.
+pub(super) struct Held(Option<PoolConnection<Sqlx>>);
+
+impl Held {
+    pub(super) async fn new(pool: &MySqlPool) -> Result<Self> {
+        Ok(Self(Some(pool.acquire().await.map_err(database_error)?)))
+    }
+
+    pub(super) fn connection(&mut self) -> &mut MySqlConnection {
+        self.0.as_mut().expect("held until it is freed")
+    }
+
+    /// It is as all others again.
+    pub(super) fn free(mut self) {
+        self.0.take();
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(connection) = &mut self.0 {
+            connection.close_on_drop();
+        }
+    }
+}
+
+/// A transaction on a connection of its own. Dropped unfinished, the connection is closed, which rolls it back.
+pub(super) struct MysqlSession {
+    open: Mutex<Open>,
+    abandoned: Abandoned,
+    catalog: Arc<Catalog>,
+    doorbell: Arc<Notify>,
+}
+
+struct Open {
+    held: Option<Held>,
+    /// In whose name the connection's variables say that it writes.
+    context: Context,
+}
+
+impl fmt::Debug for MysqlSession {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MysqlSession")
+    }
+}
+
+/// A text as an expression, whatever stands in it.
+fn expression(text: &str) -> String {
+    format!("CONVERT(X'{}' USING utf8mb4)", data_encoding::HEXLOWER.encode(text.as_bytes()))
+}
+
+/// The statement that tells triggers in whose name a session writes.
+pub(super) fn set_context(context: &Context) -> String {
+    let maybe = |text: Option<&str>| text.map_or_else(|| "NULL".to_owned(), expression);
+    format!(
+        "SET @tidewire_actor = {}, @tidewire_origin = {}, @tidewire_mutation = {}",
+        expression(context.actor.as_str()),
+        maybe(context.origin.as_ref().map(|origin| origin.as_str())),
+        maybe(context.mutation_id.as_ref().map(|id| id.as_str())),
+    )
+}
+
+fn begin(options: &TransactionOptions) -> String {
+    let level = options.isolation_level.map_or("", |level| match level {
+        IsolationLevel::RepeatableRead => "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; ",
+        IsolationLevel::ReadCommitted => "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; ",
+        IsolationLevel::ReadUncommitted => "SET TRANSACTION ISOLATION LEVEL READ UNCOMMITTED; ",
+        IsolationLevel::Serializable => "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE; ",
+    });
+    let access = match options.access_mode {
+        Some(AccessMode::ReadOnly) => " READ ONLY",
+        Some(AccessMode::ReadWrite) | None => "",
+    };
+    format!("{level}START TRANSACTION{access}")
+}
+
+/// Runs one statement.
+pub(super) async fn run(conn: &mut MySqlConnection, statement: Statement) -> Result<Executed, DbErr> {
+    let values = statement.values.unwrap_or_else(|| sea_orm::sea_query::Values(Vec::new()));
+    let mut steps = conn.fetch_many(sqlx::query_with(AssertSqlSafe(statement.sql), SqlxValues(values)));
+    let mut result = MySqlQueryResult::default();
+    let mut rows = Vec::new();
+    while let Some(step) = steps.try_next().await.map_err(exec_error)? {
+        match step {
+            Either::Left(done) => result.extend([done]),
+            Either::Right(row) => rows.push(row),
+        }
+    }
+    drop(steps);
+    Ok(executed(result, rows))
+}
+
+pub(super) fn exec_error(error: sqlx::Error) -> DbErr {
+    DbErr::Exec(RuntimeErr::SqlxError(Arc::new(error)))
+}
+
+/// Whether the server has ended the transaction on its own: by a deadlock, or with the connection.
+fn ends_transaction(error: &DbErr) -> bool {
+    const DEADLOCK: u16 = 1213;
+    let (DbErr::Exec(RuntimeErr::SqlxError(error)) | DbErr::Query(RuntimeErr::SqlxError(error))) = error else {
+        return false;
+    };
+    match error.as_database_error() {
+        Some(error) => error.try_downcast_ref::<MySqlDatabaseError>().is_some_and(|error| error.number() == DEADLOCK),
+        None => matches!(**error, sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed),
+    }
+}
+
+impl Open {
+    fn connection(&mut self) -> Result<&mut MySqlConnection, DbErr> {
+        match &mut self.held {
+            Some(held) => Ok(held.connection()),
+            None => {
+                Err(Error::new(ErrorKind::Aborted, "the transaction has ended, or the server has rolled it back")
+                    .into())
+            }
+        }
+    }
+
+    async fn control(&mut self, sql: String) -> Result<(), DbErr> {
+        let result = self.connection()?.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await.map_err(exec_error);
+        self.noticed(result.map(drop))
+    }
+
+    /// What comes after a transaction that the server has ended must not be written outside of one.
+    fn noticed<T>(&mut self, result: Result<T, DbErr>) -> Result<T, DbErr> {
+        if result.as_ref().is_err_and(ends_transaction) {
+            self.held = None;
+        }
+        result
+    }
+
+    async fn rollback_to(&mut self, level: u32) -> Result<(), DbErr> {
+        let savepoint = savepoint(level);
+        self.control(format!("ROLLBACK TO SAVEPOINT {savepoint}; RELEASE SAVEPOINT {savepoint}")).await
+    }
+
+    async fn set_context(&mut self, context: &Context) -> Result<(), DbErr> {
+        if self.context != *context {
+            self.control(set_context(context)).await?;
+            self.context = context.clone();
+        }
+        Ok(())
+    }
+
+    /// Ends the transaction, and makes the connection as all others are.
+    async fn end(&mut self, how: &str) -> Result<(), DbErr> {
+        let mut text = how.to_owned();
+        if self.context != Context::default() {
+            text.push_str("; ");
+            text.push_str(&set_context(&Context::default()));
+        }
+        self.control(text).await?;
+        if let Some(held) = self.held.take() {
+            held.free();
+        }
+        Ok(())
+    }
+}
+
+impl MysqlSession {
+    pub(super) async fn begin(
+        pool: &MySqlPool,
+        context: &Context,
+        options: &TransactionOptions,
+        catalog: Arc<Catalog>,
+        doorbell: Arc<Notify>,
+    ) -> Result<Self, DbErr> {
+        let mut held = Held::new(pool).await?;
+        let mut text = begin(options);
+        if *context != Context::default() {
+            text = format!("{}; {text}", set_context(context));
+        }
+        held.connection().execute(sqlx::raw_sql(AssertSqlSafe(text))).await.map_err(exec_error)?;
+        let open = Open { held: Some(held), context: context.clone() };
+        Ok(Self { open: Mutex::new(open), abandoned: Abandoned::default(), catalog, doorbell })
+    }
+
+    async fn open(&self) -> Result<tokio::sync::MutexGuard<'_, Open>, DbErr> {
+        let mut open = self.open.lock().await;
+        open.connection()?;
+        if let Some(level) = self.abandoned.take() {
+            open.rollback_to(level).await?;
+        }
+        Ok(open)
+    }
+}
+
+#[async_trait]
+impl Session for MysqlSession {
+    async fn execute(&self, statement: Statement, text: Text, context: &Context) -> Result<Executed, DbErr> {
+        let effect = statement::effect(&statement.sql).map_err(|why| Error::new(ErrorKind::Refused, why))?;
+        let mut open = self.open().await?;
+        if effect == statement::Effect::Write {
+            open.set_context(context).await?;
+        }
+        let conn = open.connection()?;
+        let result = if text == Text::Many {
+            let result = conn.execute(sqlx::raw_sql(AssertSqlSafe(statement.sql))).await.map_err(exec_error);
+            result.map(|result| executed(result, Vec::new()))
+        } else {
+            run(conn, statement).await
+        };
+        open.noticed(result)
+    }
+
+    async fn stream<'a>(&'a self, statement: Statement, context: &'a Context) -> Result<Rows<'a>, DbErr> {
+        // The connection is one, so the rows are read whole before anything else can run on it.
+        let executed = self.execute(statement, Text::One, context).await?;
+        Ok(futures_util::stream::iter(executed.rows.into_iter().map(Ok)).boxed())
+    }
+
+    async fn fetch(&self, select: &Select) -> Result<String> {
+        let mut sql = Sql::default();
+        sql.push("SELECT (");
+        sql::write(&MysqlDialect, &self.catalog, select, &mut sql);
+        sql.push(")");
+        let statement = Statement::from_sql_and_values(DbBackend::MySql, sql.text, sql.values);
+        let mut open = self.open().await?;
+        let values = statement.values.unwrap_or_else(|| sea_orm::sea_query::Values(Vec::new()));
+        let row = sqlx::query_with(AssertSqlSafe(statement.sql), SqlxValues(values))
+            .fetch_one(open.connection()?)
+            .await
+            .map_err(database_error)?;
+        log::answer(&row, 0)
+    }
+
+    async fn savepoint(&self, level: u32) -> Result<(), DbErr> {
+        self.open().await?.control(format!("SAVEPOINT {}", savepoint(level))).await
+    }
+
+    async fn release(&self, level: u32) -> Result<(), DbErr> {
+        self.open().await?.control(format!("RELEASE SAVEPOINT {}", savepoint(level))).await
+    }
+
+    async fn rollback_to(&self, level: u32) -> Result<(), DbErr> {
+        self.open().await?.rollback_to(level).await
+    }
+
+    fn abandon(&self, level: u32) {
+        self.abandoned.add(level);
+    }
+
+    async fn commit(&self) -> Result<(), DbErr> {
+        self.open().await?.end("COMMIT").await?;
+        self.doorbell.notify_one();
+        Ok(())
+    }
+
+    async fn rollback(&self) -> Result<(), DbErr> {
+        let mut open = self.open.lock().await;
+        if open.held.is_none() {
+            return Ok(());
+        }
+        open.end("ROLLBACK").await
+    }
+
+    async fn own(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
+        let mut open = self.open().await?;
+        let result = run(open.connection()?, statement).await;
+        Ok(open.noticed(result)?.rows)
+    }
+}
