@@ -22,7 +22,7 @@ const START: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct PostgresServer {
     port: u16,
-    _folder: TempDir,
+    folder: TempDir,
     /// Stops the server when the pipe to it closes.
     _keeper: Child,
 }
@@ -77,14 +77,33 @@ impl PostgresServer {
                 if !available("postgres", programs.is_some()) {
                     return None;
                 }
-                Some(Self::start(&programs?).await)
+                Some(Self::start(&programs?, "").await)
             })
             .await
             .as_ref()
     }
 
+    /// A server of one test's own, with settings of its own: `-c wal_level=replica`. `None` where PostgreSQL is not installed.
+    pub async fn with(settings: &str) -> Option<Self> {
+        let programs = programs();
+        if !available("postgres", programs.is_some()) {
+            return None;
+        }
+        Some(Self::start(&programs?, settings).await)
+    }
+
+    /// Lets it crash and come back.
+    pub async fn crash(&self) {
+        let cluster = self.folder.path().join("cluster");
+        let mut command = as_ordinary_user(&programs().expect("it runs").join("pg_ctl"));
+        command.args(["restart", "-w", "-m", "immediate", "-l"]).arg(cluster.join("log")).arg("-D").arg(&cluster);
+        command.current_dir(self.folder.path()).stdout(Stdio::null()).stderr(Stdio::null());
+        let done = tokio::task::spawn_blocking(move || command.status().unwrap()).await.unwrap();
+        assert!(done.success(), "{}", fs::read_to_string(cluster.join("log")).unwrap_or_default());
+    }
+
     /// Starts one.
-    async fn start(programs: &Path) -> Self {
+    async fn start(programs: &Path, settings: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let cluster = folder.path().join("cluster");
         fs::create_dir(&cluster).unwrap();
@@ -103,20 +122,22 @@ impl PostgresServer {
         // The keeper waits for the pipe to close, and then stops the server at once.
         let script = "\"$0\" -D \"$1\" -p \"$2\" -k \"$1\" -c listen_addresses=127.0.0.1 -c fsync=off -c wal_level=logical \
                       -c deadlock_timeout=20ms -c max_connections=300 -c max_prepared_transactions=10 \
-                      -c max_replication_slots=1000 -c max_wal_senders=1000 -c max_slot_wal_keep_size=4GB >\"$1/log\" 2>&1 & server=$!; cat; kill -QUIT $server; wait $server";
+                      -c max_replication_slots=1000 -c max_wal_senders=1000 -c max_slot_wal_keep_size=4GB $3 >\"$1/log\" 2>&1 & \
+                      cat; kill -QUIT $(head -n 1 \"$1/postmaster.pid\")";
         let keeper = as_ordinary_user(Path::new("/bin/sh"))
             .arg("-c")
             .arg(script)
             .arg(programs.join("postgres"))
             .arg(&cluster)
             .arg(port.to_string())
+            .arg(settings)
             .current_dir(folder.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let server = Self { port, _folder: folder, _keeper: keeper };
+        let server = Self { port, folder, _keeper: keeper };
         let began = Instant::now();
         while let Err(error) = PgConnection::connect(&server.url("postgres")).await {
             assert!(

@@ -10,3 +10,4 @@ mod follow;
 mod lease;
 mod others;
 mod support;
+mod wal;
