@@ -92,6 +92,11 @@ impl PostgresServer {
         Some(Self::start(&programs?, settings).await)
     }
 
+    /// One of the programs that come with it, where it is installed.
+    pub fn program(name: &str) -> Option<PathBuf> {
+        Some(programs()?.join(name)).filter(|program| program.is_file())
+    }
+
     /// Lets it crash and come back.
     pub async fn crash(&self) {
         let cluster = self.folder.path().join("cluster");
