@@ -18,7 +18,14 @@ async fn subscribers_see_every_change_once_in_order_and_whole() {
 #[tokio::test(flavor = "multi_thread")]
 async fn subscribers_see_every_change_once_in_order_and_whole_on_postgres() {
     if let Some(database) = TestDatabase::postgres().await {
-        check(database, 50_000).await;
+        check(database.captured_by(Capture::Triggers), 50_000).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn subscribers_see_every_change_once_in_order_and_whole_on_postgres_by_hooks() {
+    if let Some(database) = TestDatabase::postgres().await {
+        check(database.captured_by(Capture::Hooks), 50_000).await;
     }
 }
 

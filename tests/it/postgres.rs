@@ -42,8 +42,6 @@ impl Place {
     async fn new() -> Option<Self> {
         let database = TestDatabase::postgres().await?;
         let place = Self { place: Workplace::new(), url: database.url().to_owned() };
-        // What other programs write is recorded too.
-        place.place.settings("[database]\ncapture = \"triggers\"");
         place.succeed(&["migrate", "up"]).await;
         place.succeed(&["seed", "--rows", "20"]).await;
         Some(place)
@@ -51,6 +49,12 @@ impl Place {
 
     async fn succeed(&self, arguments: &[&str]) -> String {
         self.place.succeed(&[arguments, &["--database", &self.url]].concat()).await
+    }
+
+    /// Has what anybody writes recorded.
+    async fn install_triggers(&self) {
+        self.place.settings("[database]\ncapture = \"triggers\"");
+        self.succeed(&["capture", "install"]).await;
     }
 
     async fn serve(&self) -> Running {
@@ -61,6 +65,7 @@ impl Place {
 #[tokio::test]
 async fn what_other_programs_write_reaches_subscribers() {
     let Some(place) = Place::new().await else { return };
+    place.install_triggers().await;
     let server = place.serve().await;
     let mut socket = subscribe(&server, None).await;
     socket.event("labelChanges").await;
@@ -136,22 +141,65 @@ async fn a_cursor_resumes_on_any_node() {
     assert_eq!(seen, expected.take(seen.len()).collect::<Vec<_>>());
 }
 
+/// By the database's own log: two nodes, of which one reads it, and the other when that is gone.
+#[tokio::test]
+async fn the_log_of_the_database_is_read_by_one_node_and_then_by_another() {
+    let Some(place) = Place::new().await else { return };
+    place.place.settings("[database]\ncapture = \"log\"");
+    place.succeed(&["capture", "install"]).await;
+    let status = place.succeed(&["capture", "status"]).await;
+    assert!(status.contains("is read by nobody") && status.contains("8 entities are recorded by log"), "{status}");
+    let (healthy, text) = place.place.run(&["doctor", "--database", &place.url]).await;
+    assert!(!healthy && text.contains("Is a server running on this database?"), "{text}");
+
+    let nodes = [place.serve().await, place.serve().await];
+    let mut socket = subscribe(&nodes[1], None).await;
+    socket.event("labelChanges").await;
+    let psql = Database::connect(&place.url).await.unwrap();
+    psql.execute_unprepared("UPDATE label SET name = 'by hand' WHERE id = 1").await.unwrap();
+    let event = changes(&mut socket).await;
+    assert_eq!(event["changes"][0]["node"]["name"], "by hand");
+    assert_eq!(event["changes"][0]["actor"], "service:app");
+    assert!(place.succeed(&["capture", "status"]).await.contains("is being read"));
+    place.succeed(&["doctor"]).await;
+
+    // The first is killed; the other goes on within seconds.
+    let [first, second] = nodes;
+    drop(first);
+    add(&second, "after it").await;
+    assert_eq!(changes(&mut socket).await["changes"][0]["node"]["name"], "after it");
+
+    place.succeed(&["capture", "remove"]).await;
+    let left = "SELECT 1 FROM pg_replication_slots WHERE database = current_database()";
+    assert_eq!(psql.execute_unprepared(left).await.unwrap().rows_affected(), 0);
+}
+
 #[tokio::test]
 async fn capture_is_installed_removed_and_missed() {
     let Some(place) = Place::new().await else { return };
+    assert!(place.succeed(&["capture", "status"]).await.contains("8 entities are recorded by hooks"));
+    place.install_triggers().await;
+    place.install_triggers().await;
+    place.succeed(&["doctor"]).await;
     assert!(place.succeed(&["capture", "status"]).await.contains("8 entities are recorded by triggers"));
     place.succeed(&["capture", "remove"]).await;
+    assert!(place.succeed(&["capture", "status"]).await.contains("8 entities are recorded by hooks"));
     let (healthy, text) = place.place.run(&["doctor", "--database", &place.url]).await;
-    assert!(!healthy && text.contains("`tidewire capture install`"), "{text}");
-    place.succeed(&["capture", "install"]).await;
-    place.succeed(&["capture", "install"]).await;
-    place.succeed(&["doctor"]).await;
+    assert!(!healthy && text.contains("captured by hooks, and the settings say triggers"), "{text}");
+    place.install_triggers().await;
 
     // A trigger that somebody disabled is missed as well.
     let psql = Database::connect(&place.url).await.unwrap();
     psql.execute_unprepared("ALTER TABLE task DISABLE TRIGGER ALL").await.unwrap();
     let (healthy, text) = place.place.run(&["doctor", "--database", &place.url]).await;
     assert!(!healthy && text.contains("record task are missing or out of date"), "{text}");
+
+    // With hooks and triggers every write would be recorded twice.
+    place.install_triggers().await;
+    place.place.settings("");
+    psql.execute_unprepared("UPDATE tidewire_log SET capture = 'hooks'").await.unwrap();
+    let (healthy, text) = place.place.run(&["doctor", "--database", &place.url]).await;
+    assert!(!healthy && text.contains("the triggers that record task are installed too"), "{text}");
 }
 
 #[tokio::test]

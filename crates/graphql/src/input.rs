@@ -9,7 +9,7 @@ use async_graphql::{Name, Value as ConstValue, indexmap::IndexMap};
 use sea_orm::sea_query::Value;
 use tidewire_outbox::{
     Assignments, ColumnMeta, Direction, EntityMeta, Filter, Having, Kind, OnConflict, Page, cell,
-    filter::{Comparison, Like},
+    filter::{ArrayOperator, Comparison, Like},
 };
 
 use crate::{
@@ -84,6 +84,10 @@ impl<'a> Reader<'a> {
                 let [low, high] = values;
                 Ok(Filter::Between(column, low, high))
             };
+            let array = |operator| match value(operand)? {
+                Value::Array(_, Some(values)) => Ok(Filter::Array(column, operator, *values)),
+                _ => Err(self.wrong(column, "a list")),
+            };
             let null = *operand == ConstValue::Null;
             parts.push(match operator.as_str() {
                 // Equal to null can only mean that it is null; a comparison with null would never hold.
@@ -109,6 +113,9 @@ impl<'a> Reader<'a> {
                 "ends_with" => Filter::Like(column, Like::literal(&text(operand)?, true, false)),
                 "like" => Filter::Like(column, Like::pattern(text(operand)?)),
                 "not_like" => not(Filter::Like(column, Like::pattern(text(operand)?))),
+                "array_contains" => array(ArrayOperator::Contains)?,
+                "array_contained" => array(ArrayOperator::Contained)?,
+                "array_overlap" => array(ArrayOperator::Overlaps)?,
                 "ci_eq" => Filter::EqualsIgnoringCase(column, text(operand)?),
                 other => {
                     return Err(ApiError::bad_input(format!("{} has no operator {other}", self.own().columns[column])));
@@ -238,6 +245,10 @@ impl<'a> Reader<'a> {
     /// The canonical cell of a client's value.
     fn cell(&self, meta: &ColumnMeta, value: &ConstValue) -> Option<String> {
         let mut out = String::new();
+        if let Some(element) = meta.element() {
+            let cells = list(value).iter().map(|value| self.cell(&element, value)).collect::<Option<Vec<_>>>()?;
+            return Some(format!("[{}]", cells.join(",")));
+        }
         match (&meta.kind, value) {
             (Kind::Boolean, ConstValue::Boolean(value)) => out.push_str(if *value { "true" } else { "false" }),
             (Kind::Integer { .. } | Kind::Decimal | Kind::Float | Kind::Double, ConstValue::Number(number)) => {
@@ -293,6 +304,7 @@ fn expected(kind: &Kind) -> &'static str {
         Kind::DateTime => "a date and time, for example \"2026-11-20T16:43:00\"",
         Kind::Timestamp | Kind::TimestampTz => "an instant, for example \"2026-11-20T16:43:00Z\"",
         Kind::Enum(_) => "one of the enumeration's values",
+        Kind::Array(_) => "a list of values, none of them null",
     }
 }
 

@@ -119,6 +119,10 @@ impl Names {
 fn enum_of(column: &ColumnMeta) -> Option<&EnumMeta> {
     match &column.kind {
         Kind::Enum(meta) => Some(meta),
+        Kind::Array(element) => match &**element {
+            Kind::Enum(meta) => Some(meta),
+            _ => None,
+        },
         _ => None,
     }
 }

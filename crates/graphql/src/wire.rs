@@ -60,6 +60,17 @@ impl Wire<'_> {
             // The only strings among the canonical floats are those that JSON has no number for.
             Kind::Float | Kind::Double if cell.starts_with('"') => return self.null(column, out),
             Kind::DateTime | Kind::Timestamp | Kind::TimestampTz => self.time(cell, out),
+            Kind::Array(_) => {
+                let Some(element) = column.element() else { return self.unsendable(out) };
+                out.push('[');
+                for (index, cell) in cell::elements(cell).enumerate() {
+                    if index > 0 {
+                        out.push(',');
+                    }
+                    self.canonical(&element, cell, out)?;
+                }
+                out.push(']');
+            }
             _ => out.push_str(cell),
         }
         Ok(())
@@ -91,7 +102,7 @@ impl Wire<'_> {
 
     fn is_sent_as_stored(&self, kind: &Kind) -> bool {
         match kind {
-            Kind::Enum(_) | Kind::Float | Kind::Double => false,
+            Kind::Enum(_) | Kind::Float | Kind::Double | Kind::Array(_) => false,
             Kind::DateTime | Kind::Timestamp | Kind::TimestampTz => self.times == TimeFormat::Rfc3339,
             _ => true,
         }

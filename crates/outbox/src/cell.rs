@@ -15,6 +15,7 @@
 //! | date, time | `"2026-11-20"`, `"16:43:00"`, with a fraction of 3, 6 or 9 digits where it is not zero |
 //! | date and time | `"2026-11-20T16:43:00"` |
 //! | instant | `"2026-11-20T16:43:00Z"`; with a kept offset `"…+02:00"` |
+//! | array | a list of its elements' forms, without white space; `null` for an element that is NULL |
 //!
 //! SQL NULL is not a cell: wherever a cell may be missing, it is an `Option`. So a JSON column's `null` and a NULL stay apart.
 
@@ -22,10 +23,13 @@ use std::{borrow::Cow, fmt::Write as _};
 
 use chrono::{DateTime, FixedOffset, Local, NaiveDate, NaiveDateTime, NaiveTime, SecondsFormat, Utc};
 use rust_decimal::Decimal;
-use sea_orm::sea_query::{ArrayType, OptionEnum, Value};
+use sea_orm::sea_query::{ArrayType, Enum, OptionEnum, Value};
 use uuid::Uuid;
 
-use crate::registry::{ColumnMeta, Kind};
+use crate::{
+    json::Scanner,
+    registry::{ColumnMeta, Kind},
+};
 
 /// The largest integer that a JSON number carries safely into every client: 2^53 − 1.
 pub const MAX_SAFE_INTEGER: u64 = (1 << 53) - 1;
@@ -149,11 +153,40 @@ pub fn write_value(value: &Value, out: &mut String) -> bool {
         Value::ChronoDateTimeUtc(v) => write!(*v, write_timestamp),
         Value::ChronoDateTimeLocal(v) => write!(v, |v: &DateTime<Local>, out: &mut _| write_timestamp(v.to_utc(), out)),
         Value::ChronoDateTimeWithTimeZone(v) => write!(*v, write_timestamp_tz),
+        Value::Array(_, v) => write!(v, |v: &Vec<Value>, out: &mut _| write_array(v, out, write_value)),
         // Variants that no registered column can have: the registry refuses their types.
         #[allow(unreachable_patterns, reason = "which variants there are depends on SeaORM's features")]
         other => write_text(&other.to_string(), out),
     }
     true
+}
+
+/// Appends a list; `write` answers `false` for an element that is NULL.
+pub(crate) fn write_array<T>(
+    elements: impl IntoIterator<Item = T>,
+    out: &mut String,
+    mut write: impl FnMut(T, &mut String) -> bool,
+) {
+    out.push('[');
+    for (index, element) in elements.into_iter().enumerate() {
+        if index > 0 {
+            out.push(',');
+        }
+        if !write(element, out) {
+            out.push_str("null");
+        }
+    }
+    out.push(']');
+}
+
+/// The elements of a canonical array; `None` for those that are NULL.
+pub fn elements(cell: &str) -> impl Iterator<Item = Option<&str>> {
+    let mut scanner = Scanner::new(cell);
+    std::iter::from_fn(move || {
+        let more = scanner.next_item().ok()?;
+        let element = if more { scanner.value().ok()? } else { return None };
+        Some((element != "null").then_some(element))
+    })
 }
 
 /// The text inside a JSON string, or the token itself where it is not a string.
@@ -169,10 +202,15 @@ pub fn text(cell: &str) -> Cow<'_, str> {
 /// happens only where the database itself held a value of another type (SQLite lets it).
 pub fn read_value(column: &ColumnMeta, cell: Option<&str>) -> Option<Value> {
     let Some(cell) = cell else { return Some(column.null()) };
-    read(&column.value_type, &column.kind, cell)
+    if let Kind::Array(_) = &column.kind {
+        // SeaORM's lists have no place for NULL.
+        let values = elements(cell).map(|element| read(&column.value_type, element?));
+        return Some(Value::Array(column.value_type.clone(), Some(Box::new(values.collect::<Option<_>>()?))));
+    }
+    read(&column.value_type, cell)
 }
 
-fn read(value_type: &ArrayType, kind: &Kind, cell: &str) -> Option<Value> {
+fn read(value_type: &ArrayType, cell: &str) -> Option<Value> {
     let inner = text(cell);
     macro_rules! parse {
         ($variant:ident) => {
@@ -209,10 +247,13 @@ fn read(value_type: &ArrayType, kind: &Kind, cell: &str) -> Option<Value> {
             Value::ChronoDateTimeLocal(Some(read_timestamp(&inner)?.with_timezone(&Local)))
         }
         ArrayType::ChronoDateTimeWithTimeZone => Value::ChronoDateTimeWithTimeZone(Some(read_timestamp(&inner)?)),
-        _ => match kind {
-            Kind::Enum(_) => Value::String(Some(inner.into_owned())),
-            _ => return None,
-        },
+        ArrayType::Enum(name) => {
+            let value = Enum { type_name: (**name).clone(), value: inner.into_owned().into() };
+            Value::Enum(OptionEnum::Some(Box::new(value)))
+        }
+        // Types that no registered column can have.
+        #[allow(unreachable_patterns, reason = "which types there are depends on SeaORM's features")]
+        _ => return None,
     })
 }
 
@@ -267,6 +308,7 @@ pub(crate) fn null(value_type: &ArrayType) -> Value {
         ArrayType::Double => Value::Double(None),
         ArrayType::Decimal => Value::Decimal(None),
         ArrayType::Char => Value::Char(None),
+        ArrayType::Enum(name) => Value::Enum(OptionEnum::None((**name).clone())),
         ArrayType::Bytes => Value::Bytes(None),
         ArrayType::Json => Value::Json(None),
         ArrayType::Uuid => Value::Uuid(None),

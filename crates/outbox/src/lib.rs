@@ -8,6 +8,7 @@ mod cursor;
 mod database;
 mod error;
 pub mod filter;
+mod hooks;
 mod image;
 mod install;
 pub mod json;

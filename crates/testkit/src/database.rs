@@ -24,7 +24,7 @@ impl TestDatabase {
 
     /// An empty PostgreSQL database; `None` where PostgreSQL is not installed.
     pub async fn postgres() -> Option<Self> {
-        Some(Self { url: PostgresServer::shared().await?.create().await, folder: None, capture: Capture::Triggers })
+        Some(Self { url: PostgresServer::shared().await?.create().await, folder: None, capture: Capture::Hooks })
     }
 
     /// An empty database on a server of the test's own.

@@ -124,11 +124,12 @@ impl PostgresServer {
             .unwrap();
         assert!(initdb.status.success(), "{}", String::from_utf8_lossy(&initdb.stderr));
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        // The keeper waits for the pipe to close, and then stops the server at once.
+        // The keeper waits for the pipe to close, and then stops the server at once and removes its folder: nobody drops what is shared.
         let script = "\"$0\" -D \"$1\" -p \"$2\" -k \"$1\" -c listen_addresses=127.0.0.1 -c fsync=off -c wal_level=logical \
                       -c deadlock_timeout=20ms -c max_connections=300 -c max_prepared_transactions=10 \
-                      -c max_replication_slots=1000 -c max_wal_senders=1000 -c max_slot_wal_keep_size=4GB $3 >\"$1/log\" 2>&1 & \
-                      cat; kill -QUIT $(head -n 1 \"$1/postmaster.pid\")";
+                      -c max_replication_slots=1000 -c max_wal_senders=1000 -c max_slot_wal_keep_size=1GB -c max_wal_size=256MB $3 >\"$1/log\" 2>&1 & \
+                      cat; p=$(head -n 1 \"$1/postmaster.pid\"); kill -QUIT $p; wait; while kill -0 $p 2>/dev/null; do sleep 0.1; done; \
+                      rm -rf \"${1%/*}\"";
         let keeper = as_ordinary_user(Path::new("/bin/sh"))
             .arg("-c")
             .arg(script)

@@ -8,6 +8,7 @@ use crate::TestDatabase;
 pub enum Target {
     SqliteHooks,
     SqliteTriggers,
+    PostgresHooks,
     PostgresTriggers,
     PostgresLog,
 }
@@ -18,6 +19,7 @@ impl Target {
         match self {
             Self::SqliteHooks => Some(TestDatabase::sqlite()),
             Self::SqliteTriggers => Some(TestDatabase::sqlite().captured_by(Capture::Triggers)),
+            Self::PostgresHooks => TestDatabase::postgres().await,
             Self::PostgresTriggers => Some(TestDatabase::postgres().await?.captured_by(Capture::Triggers)),
             Self::PostgresLog => Some(TestDatabase::postgres().await?.captured_by(Capture::Log)),
         }
@@ -61,6 +63,11 @@ macro_rules! on_every_target {
             #[::tokio::test(flavor = "multi_thread")]
             async fn sqlite_triggers() {
                 on($crate::Target::SqliteTriggers).await;
+            }
+
+            #[::tokio::test(flavor = "multi_thread")]
+            async fn postgres_hooks() {
+                on($crate::Target::PostgresHooks).await;
             }
 
             #[::tokio::test(flavor = "multi_thread")]

@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 enum Command {
     /// Serve the API
     Serve {
-        /// A copy of Sakila, for example `sqlite://sakila.db`. The outbox is installed beside its tables
+        /// A copy of Sakila, for example `sqlite://sakila.db` or `postgres://localhost/sakila`. The outbox is installed beside its tables
         #[arg(long, value_name = "URL")]
         database: String,
         /// Address and port
@@ -25,8 +25,10 @@ enum Command {
 async fn main() -> Result<()> {
     tracing_subscriber::fmt().init();
     let Command::Serve { database, listen } = Command::parse();
-    let recorder = Recorder::connect(&database, sakila::registry()).await?;
+    let registry = if database.starts_with("postgres") { sakila::postgres::registry() } else { sakila::registry() };
+    let recorder = Recorder::connect(&database, registry).await?;
     tidewire_outbox::install(recorder.unrecorded()).await?;
+    recorder.install_capture().await?;
     recorder.check().await?;
     let api = Api::builder(recorder).finish()?;
     let listener = TcpListener::bind(&listen).await?;

@@ -1,8 +1,10 @@
+use std::collections::BTreeSet;
+
 use async_graphql::dynamic::{Enum, InputObject, TypeRef};
 use tidewire_outbox::Kind;
 
-use super::{Described, input, input_name, nullable};
-use crate::names::EnumNames;
+use super::{Described, input, input_name, input_type};
+use crate::{model::Model, names::EnumNames};
 
 /// The inputs that all entities share.
 pub(super) fn shared() -> Vec<InputObject> {
@@ -36,13 +38,23 @@ pub(super) fn enum_filter(names: &EnumNames) -> InputObject {
     filter(&format!("{}FilterInput", names.type_name), &names.type_name, &operators)
 }
 
+/// The inputs for the arrays that there are, each once.
+pub(super) fn array_filters(model: &Model) -> Vec<InputObject> {
+    let columns = model.catalog().entities().iter().flat_map(|entity| &entity.columns);
+    let elements = columns.filter_map(|column| Some(input_name(&model.names, &column.element()?.kind)));
+    let elements: BTreeSet<String> = elements.collect();
+    let operators = ["array_contains", "array_contained", "array_overlap", "is_null"];
+    elements.iter().map(|ty| filter(&format!("{ty}ArrayFilterInput"), ty, &operators)).collect()
+}
+
 fn filter(name: &str, ty: &str, operators: &[&str]) -> InputObject {
     input(
         name,
         operators.iter().map(|operator| {
             let ty = match *operator {
                 "is_null" => TypeRef::named(TypeRef::BOOLEAN),
-                "is_in" | "is_not_in" | "between" | "not_between" => TypeRef::named_nn_list(ty),
+                "is_in" | "is_not_in" | "between" | "not_between" | "array_contains" | "array_contained"
+                | "array_overlap" => TypeRef::named_nn_list(ty),
                 _ => TypeRef::named(ty),
             };
             ((*operator).to_owned(), ty)
@@ -76,7 +88,7 @@ pub(super) fn of(entity: Described<'_>) -> Vec<InputObject> {
             .columns()
             .map(|(_, meta, name)| {
                 let given = meta.nullable || meta.has_default || (meta.in_key && entity.meta.auto_increment);
-                (name.to_owned(), nullable(input_name(names, &meta.kind), !required || given))
+                (name.to_owned(), input_type(names, meta, !required || given))
             })
             .collect::<Vec<_>>()
     };
@@ -122,6 +134,7 @@ fn filter_name(entity: Described<'_>, kind: &Kind) -> Option<String> {
         Kind::Json => "JsonFilterInput".into(),
         Kind::Enum(meta) => format!("{}FilterInput", entity.model.names.enumeration(meta).type_name),
         Kind::Bytes => return None,
+        Kind::Array(element) => format!("{}ArrayFilterInput", input_name(&entity.model.names, element)),
         _ => "TextFilterInput".into(),
     })
 }

@@ -70,7 +70,7 @@ pub(crate) fn build(model: &Arc<Model>, additions: Additions) -> Result<Schema, 
         schema = schema.register(values.fold(Enum::new(&names.type_name), Enum::item));
         schema = schema.register(inputs::enum_filter(names));
     }
-    for input in inputs::shared() {
+    for input in inputs::shared().into_iter().chain(inputs::array_filters(model)) {
         schema = schema.register(input);
     }
     for object in outputs::shared() {
@@ -135,7 +135,20 @@ impl<'a> Described<'a> {
 
 /// The type that a column has in answers.
 fn output_type(names: &Names, column: &ColumnMeta) -> TypeRef {
-    nullable(output_name(names, &column.kind), column.nullable)
+    type_of(&column.kind, column.nullable, |kind| output_name(names, kind))
+}
+
+/// The type that a column has in inputs.
+fn input_type(names: &Names, column: &ColumnMeta, is_nullable: bool) -> TypeRef {
+    type_of(&column.kind, is_nullable, |kind| input_name(names, kind))
+}
+
+fn type_of(kind: &Kind, is_nullable: bool, name: impl Fn(&Kind) -> String) -> TypeRef {
+    match kind {
+        Kind::Array(element) if is_nullable => TypeRef::named_nn_list(name(element)),
+        Kind::Array(element) => TypeRef::named_nn_list_nn(name(element)),
+        kind => nullable(name(kind), is_nullable),
+    }
 }
 
 fn output_name(names: &Names, kind: &Kind) -> String {
@@ -145,7 +158,7 @@ fn output_name(names: &Names, kind: &Kind) -> String {
     }
 }
 
-/// The type that a column has in inputs. Whole numbers are `Int` there whatever their size, so that documents made for Seaography, whose
+/// The name of a kind's type in inputs. Whole numbers are `Int` there whatever their size, so that documents made for Seaography, whose
 /// variables say `Int`, stay valid. What JSON numbers do not carry safely may come as text in a variable (see `document::texts_to_integers`).
 fn input_name(names: &Names, kind: &Kind) -> String {
     match kind {

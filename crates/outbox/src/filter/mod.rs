@@ -36,6 +36,19 @@ pub enum Filter {
     Like(usize, Like),
     /// The text column equals the text when the case of ASCII letters is left aside.
     EqualsIgnoringCase(usize, String),
+    /// The array column stands so to the list of values, each of the kind of its elements.
+    Array(usize, ArrayOperator, Vec<Value>),
+}
+
+/// How an array stands to a list. The order of either, and how often something is in it, do not matter; NULL is in nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ArrayOperator {
+    /// All of the list is in the array: `@>`.
+    Contains,
+    /// All of the array is in the list: `<@`.
+    Contained,
+    /// Something is in both: `&&`.
+    Overlaps,
 }
 
 /// How two values compare.
@@ -136,7 +149,8 @@ impl Filter {
             | Self::In(column, _)
             | Self::Between(column, ..)
             | Self::Like(column, _)
-            | Self::EqualsIgnoringCase(column, _) => Some(*column),
+            | Self::EqualsIgnoringCase(column, _)
+            | Self::Array(column, ..) => Some(*column),
         }
     }
 

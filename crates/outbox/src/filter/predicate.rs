@@ -3,7 +3,7 @@ use std::cmp::Ordering;
 use rust_decimal::Decimal;
 use sea_orm::sea_query::{OptionEnum, Value};
 
-use super::{Collation, Comparison, Filter, Like, Semantics};
+use super::{ArrayOperator, Collation, Comparison, Filter, Like, Semantics};
 use crate::{
     cell,
     error::{Error, ErrorKind, Result},
@@ -27,6 +27,7 @@ enum Node {
     Between(Operand, Option<Scalar>, Option<Scalar>),
     Like(usize, LikePattern),
     EqualsIgnoringCase(usize, Box<str>),
+    Array(Operand, ArrayOperator, Box<[Scalar]>),
 }
 
 /// A column and how to compare what it holds.
@@ -105,6 +106,11 @@ impl Compiler<'_> {
                 Node::Between(operand, scalar(operand.compare, low), scalar(operand.compare, high))
             }
             Filter::Like(column, like) => Node::Like(*column, LikePattern::new(like)),
+            Filter::Array(column, operator, values) => {
+                let operand = self.operand(*column)?;
+                let scalars = values.iter().filter_map(|value| scalar(operand.compare, value));
+                Node::Array(operand, *operator, scalars.collect())
+            }
             Filter::EqualsIgnoringCase(column, text) => {
                 Node::EqualsIgnoringCase(*column, text.to_ascii_lowercase().into_boxed_str())
             }
@@ -113,7 +119,9 @@ impl Compiler<'_> {
 
     fn operand(&self, column: usize) -> Result<Operand> {
         let meta = &self.entity.columns[column];
-        let compare = match meta.kind {
+        // Of an array its elements are compared.
+        let kind = if let Kind::Array(element) = &meta.kind { element } else { &meta.kind };
+        let compare = match kind {
             Kind::Boolean => Compare::Boolean,
             Kind::Integer { .. } => Compare::Integer,
             Kind::Float => Compare::Real32,
@@ -137,7 +145,7 @@ impl Compiler<'_> {
                 }
             }
             // The canonical texts of these compare as their values do.
-            Kind::Bytes | Kind::Uuid | Kind::Date | Kind::Time => Compare::Text(Collation::Binary),
+            Kind::Bytes | Kind::Uuid | Kind::Date | Kind::Time | Kind::Array(_) => Compare::Text(Collation::Binary),
         };
         Ok(Operand { column, compare })
     }
@@ -181,6 +189,20 @@ impl Node {
                 }
             }
             Self::Like(column, pattern) => Some(pattern.matches(&cell::text(image.cell(*column)?))),
+            Self::Array(operand, operator, scalars) => {
+                let cell = image.cell(operand.column)?;
+                let is = |element: Option<&str>, scalar| {
+                    element.and_then(|element| operand.compare.cmp(element, scalar)) == Some(Ordering::Equal)
+                };
+                let in_array = |scalar| cell::elements(cell).any(|element| is(element, scalar));
+                Some(match operator {
+                    ArrayOperator::Contains => scalars.iter().all(in_array),
+                    ArrayOperator::Contained => {
+                        cell::elements(cell).all(|element| scalars.iter().any(|scalar| is(element, scalar)))
+                    }
+                    ArrayOperator::Overlaps => scalars.iter().any(in_array),
+                })
+            }
             Self::EqualsIgnoringCase(column, text) => Some(cell::text(image.cell(*column)?).eq_ignore_ascii_case(text)),
         }
     }
@@ -201,8 +223,14 @@ fn fold(parts: &[Node], image: &Image, decisive: bool) -> Option<bool> {
 impl Operand {
     /// How the row's value stands to the scalar; `None` where the row's value is NULL, or not of the column's type.
     fn cmp(self, image: &Image, scalar: &Scalar) -> Option<Ordering> {
-        let cell = image.cell(self.column)?;
-        match (self.compare, scalar) {
+        self.compare.cmp(image.cell(self.column)?, scalar)
+    }
+}
+
+impl Compare {
+    /// How a canonical cell stands to the scalar; `None` where it is not of that type.
+    fn cmp(self, cell: &str, scalar: &Scalar) -> Option<Ordering> {
+        match (self, scalar) {
             (Compare::Boolean, Scalar::Integer(right)) => Some(i128::from(cell == "true").cmp(right)),
             (Compare::Integer, Scalar::Integer(right)) => Some(cell::text(cell).parse::<i128>().ok()?.cmp(right)),
             // A 32-bit float's shortest text is another number when it is read as 64 bits.

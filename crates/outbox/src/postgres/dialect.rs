@@ -3,7 +3,7 @@
 use sea_orm::{DbBackend, sea_query::Value};
 
 use crate::{
-    filter::{Comparison, Like},
+    filter::{ArrayOperator, Comparison, Like},
     registry::Kind,
     sql::{Column, Dialect, Sql},
 };
@@ -83,6 +83,32 @@ impl Dialect for PostgresDialect {
         sql.push(" IN (");
         sql.separated(", ", values, |sql, value| self.operand(column, value, sql));
         sql.push(")");
+    }
+
+    fn compare_array(&self, column: Column<'_>, operator: ArrayOperator, values: &[Value], sql: &mut Sql) {
+        let Some(element) = column.meta.element() else {
+            sql.push("FALSE");
+            return;
+        };
+        let list = Value::Array(column.meta.value_type.clone(), Some(Box::new(values.to_vec())));
+        column.write(self, sql);
+        // There is no comparison of lists of different types of text.
+        sql.push(if element.kind == Kind::Text { "::text[] " } else { " " });
+        sql.push(match operator {
+            ArrayOperator::Contains => "@> ",
+            ArrayOperator::Contained => "<@ ",
+            ArrayOperator::Overlaps => "&& ",
+        });
+        match &element.kind {
+            Kind::Enum(meta) => {
+                sql.push("CAST(").bind(self, list).push(" AS ");
+                self.identifier(&meta.name, &mut sql.text);
+                sql.push("[])");
+            }
+            _ => {
+                sql.bind(self, list);
+            }
+        }
     }
 
     /// ASCII letters match in either case, as on SQLite.

@@ -46,6 +46,9 @@ impl Packed for PostgresDialect {
             // An instant has no offset of its own here: the session's says nothing.
             Kind::TimestampTz => write_instant(&Kind::Timestamp, packed, out),
             Kind::DateTime | Kind::Timestamp => write_instant(kind, packed, out),
+            Kind::Array(element) => cell::write_array(cell::elements(packed), out, |packed, out| {
+                packed.is_some_and(|packed| self.write_canonical(element, packed, out))
+            }),
         }
         true
     }

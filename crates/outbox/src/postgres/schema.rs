@@ -40,7 +40,7 @@ CREATE TABLE tidewire_log (
   lsn_at timestamptz,
   trouble text
 );
-INSERT INTO tidewire_log VALUES (1, 0, '', 0, 'triggers');
+INSERT INTO tidewire_log VALUES (1, 0, '', 0, 'hooks');
 CREATE TABLE tidewire_identity (relation text PRIMARY KEY, identity text NOT NULL);
 CREATE TABLE tidewire_mutation (
   id text NOT NULL,

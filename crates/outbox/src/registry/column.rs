@@ -44,6 +44,8 @@ pub enum Kind {
     TimestampTz,
     /// One of a fixed set of texts.
     Enum(Arc<EnumMeta>),
+    /// A list of values of one kind, which is itself no list and no document. PostgreSQL's arrays.
+    Array(Box<Kind>),
 }
 
 impl Kind {
@@ -54,7 +56,7 @@ impl Kind {
 
     /// Whether values have an order that people expect (so `min`, `max`, `<` and `BETWEEN` mean something).
     pub fn is_ordered(&self) -> bool {
-        !matches!(self, Self::Json | Self::Bytes)
+        !matches!(self, Self::Json | Self::Bytes | Self::Array(_))
     }
 }
 
@@ -93,7 +95,19 @@ impl ColumnMeta {
 
     /// SQL NULL, typed for this column.
     pub fn null(&self) -> Value {
-        crate::cell::null(&self.value_type)
+        match self.kind {
+            Kind::Array(_) => Value::Array(self.value_type.clone(), None),
+            _ => crate::cell::null(&self.value_type),
+        }
+    }
+
+    /// A column that holds an element of this one's arrays.
+    #[must_use]
+    pub fn element(&self) -> Option<Self> {
+        match &self.kind {
+            Kind::Array(element) => Some(Self { kind: (**element).clone(), nullable: false, ..self.clone() }),
+            _ => None,
+        }
     }
 }
 
@@ -103,6 +117,10 @@ impl ColumnMeta {
 ///
 /// Returns `None` where there is no mapping.
 pub(crate) fn kind_of(column_type: &ColumnType, value_type: &ArrayType) -> Option<Kind> {
+    if let ColumnType::Array(element) = column_type {
+        let element = kind_of(element, value_type)?;
+        return (!matches!(element, Kind::Json | Kind::Array(_))).then(|| Kind::Array(Box::new(element)));
+    }
     if let ColumnType::Enum { name, variants } = column_type {
         return Some(Kind::Enum(Arc::new(EnumMeta {
             name: name.to_string(),

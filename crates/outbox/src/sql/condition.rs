@@ -23,6 +23,7 @@ pub(crate) fn write(dialect: &dyn Dialect, entity: &EntityMeta, alias: &str, fil
         Filter::In(index, values) => dialect.is_in(column(*index), values, sql),
         Filter::Between(index, low, high) => dialect.between(column(*index), low, high, sql),
         Filter::Like(index, like) => dialect.like(column(*index), like, sql),
+        Filter::Array(index, operator, values) => dialect.compare_array(column(*index), *operator, values, sql),
         Filter::EqualsIgnoringCase(index, text) => dialect.equals_ignoring_case(column(*index), text, sql),
     }
 }

@@ -17,7 +17,7 @@ pub(crate) use self::{
     select::{write, write_rows},
 };
 use crate::{
-    filter::{Comparison, Filter, Like},
+    filter::{ArrayOperator, Comparison, Filter, Like},
     registry::{ColumnMeta, EntityMeta, Kind},
 };
 
@@ -128,6 +128,11 @@ pub(crate) trait Dialect: Send + Sync + 'static {
         sql.push(" AND ");
         self.compare(column, Comparison::LessOrEqual, high, sql);
         sql.push(")");
+    }
+
+    /// Writes how an array column stands to a list. Only a database with arrays is asked.
+    fn compare_array(&self, _column: Column<'_>, _operator: ArrayOperator, _values: &[Value], sql: &mut Sql) {
+        sql.push("FALSE");
     }
 
     /// Writes a match of a text column with a pattern.

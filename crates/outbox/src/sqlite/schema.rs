@@ -7,7 +7,7 @@ use crate::{
     capture::Capture,
     error::{Error, ErrorKind, Result},
     filter::{Collation, Semantics},
-    registry::Catalog,
+    registry::{Catalog, Kind},
 };
 
 /// Each version's statements; a version is never edited once released. `seq` is AUTOINCREMENT so that a pruned number is never given again.
@@ -130,6 +130,12 @@ async fn check_installed(conn: &mut SqliteConnection) -> Result<()> {
 async fn check_columns(conn: &mut SqliteConnection, catalog: &Catalog) -> Result<()> {
     let mut missing = Vec::new();
     for entity in catalog.entities() {
+        if let Some(column) = entity.columns.iter().find(|column| matches!(column.kind, Kind::Array(_))) {
+            return Err(Error::new(
+                ErrorKind::Setup,
+                format!("{}.{} is an array, which SQLite does not have. PostgreSQL does", entity.name, column.name),
+            ));
+        }
         let columns: Vec<String> = sqlx::query_scalar("SELECT name FROM pragma_table_xinfo(?)")
             .bind(entity.name)
             .fetch_all(&mut *conn)

@@ -4,9 +4,11 @@
 
 mod canonical;
 mod capture;
+mod differential;
 mod errors;
 mod filter;
 mod follow;
+mod hooks;
 mod lease;
 mod others;
 mod support;

@@ -5,18 +5,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use proptest::{
-    strategy::{Strategy, ValueTree},
-    test_runner::{Config, TestRunner},
-};
 use sea_orm::{ActiveModelTrait, ConnectionTrait, DbBackend, EntityTrait, Set, Statement, entity::prelude::*};
 use tidewire_outbox::{
-    Actor, Capture, Cursor, Error, ErrorKind, Kind, Operation, Origin, Recorder, RecorderOptions, Registry,
-    ResyncReason, Step, Transaction, install,
+    Capture, Cursor, Error, ErrorKind, Operation, Recorder, RecorderOptions, Registry, ResyncReason, Step, install,
 };
 use tidewire_testkit::{
-    PostgresServer, TestDatabase, cells_of, eventually, soon,
-    zoo::{self, arbitrary, everything, food},
+    PostgresServer, TestDatabase, eventually, soon,
+    zoo::{self, food},
 };
 
 use crate::support::{Zoo, run};
@@ -52,97 +47,6 @@ async fn first_resync(recorder: &Recorder, after: Cursor) -> ResyncReason {
             Err(error) => assert!(error.is_transient(), "{error:?}"),
         }
     }
-}
-
-/// What each transaction did, in words.
-fn words(transactions: &[std::sync::Arc<Transaction>], zoo: &Zoo) -> Vec<String> {
-    let catalog = zoo.recorder.catalog();
-    let cells = |image: &Option<tidewire_outbox::Image>| match image {
-        Some(image) => format!("{:?}", image.cells().collect::<Vec<_>>()),
-        None => "-".into(),
-    };
-    let mut words = Vec::new();
-    for transaction in transactions {
-        for change in &transaction.changes {
-            let name = catalog.entity(change.entity).name;
-            words.push(format!(
-                "{name} {} {} > {} {:?} {:?} {:?}",
-                change.operation,
-                cells(&change.before),
-                cells(&change.after),
-                change.actor,
-                change.origin,
-                change.mutation_id
-            ));
-        }
-        words.push(";".into());
-    }
-    words
-}
-
-/// The same writes give the same changes by the log and by triggers, cell by cell, for values of every type; and both are the rows as SeaORM
-/// reads them.
-#[tokio::test(flavor = "multi_thread")]
-async fn the_log_tells_what_triggers_tell() {
-    let Some(by_log) = zoo().await else { return };
-    let by_triggers = Zoo::of(TestDatabase::postgres().await.unwrap().captured_by(Capture::Triggers)).await;
-    let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::default() });
-    let pairs: Vec<_> = (0..150)
-        .map(|_| (arbitrary::everything(), arbitrary::everything()).new_tree(&mut runner).unwrap().current())
-        .collect();
-    // By raw SQL: SeaORM cannot write a column of eight bits on PostgreSQL.
-    let meta = by_log.recorder.catalog().of::<everything::Entity>().unwrap();
-    let columns = meta.columns.iter().map(|column| format!("\"{}\"", column.name)).collect::<Vec<_>>().join(", ");
-    let row = |model: &everything::Model, id: i64| {
-        let cells = cells_of(model);
-        let fields = meta.columns.iter().zip(cells).map(|(column, cell)| {
-            let value = match (cell, &column.kind) {
-                _ if column.name == "id" => id.into(),
-                (None, _) => serde_json::Value::Null,
-                (Some(cell), Kind::Bytes) => format!("\\x{}", cell.trim_matches('"')).into(),
-                (Some(cell), _) => serde_json::from_str(&cell).unwrap(),
-            };
-            (column.name.to_owned(), value)
-        });
-        serde_json::Value::Object(fields.collect())
-    };
-    for zoo in [&by_log, &by_triggers] {
-        let ada = zoo.recorder.clone().acting_as(Actor::user("ada")).from(Origin::new("phone"));
-        for (id, (first, second)) in (1_i64..).zip(&pairs) {
-            let insert = "INSERT INTO everything SELECT * FROM json_populate_record(NULL::everything, $1)";
-            let values = [row(first, id).into()];
-            ada.execute_raw(Statement::from_sql_and_values(DbBackend::Postgres, insert, values)).await.unwrap();
-            let update = format!(
-                "UPDATE everything SET ({columns}) = (SELECT {columns} FROM json_populate_record(NULL::everything, $1)) WHERE id = {id}"
-            );
-            let values = [row(second, id).into()];
-            zoo.recorder
-                .execute_raw(Statement::from_sql_and_values(DbBackend::Postgres, update, values))
-                .await
-                .unwrap();
-            run(&zoo.recorder, &format!("UPDATE everything SET id = -id, text = text WHERE id = {id}")).await;
-            run(&ada, &format!("DELETE FROM everything WHERE id = -{id}")).await;
-        }
-    }
-    let by_the_log = by_log.transactions(Cursor::start()).await;
-    let log = words(&by_the_log, &by_log);
-    let triggers = words(&by_triggers.transactions(Cursor::start()).await, &by_triggers);
-    assert_eq!(log.len(), triggers.len());
-    for (log, triggers) in log.iter().zip(&triggers) {
-        assert_eq!(log, triggers);
-    }
-    // And both are the values that were written, but for documents, whose text PostgreSQL keeps in its own way.
-    let inserted = by_the_log.iter().filter(|transaction| transaction.changes[0].operation == Operation::Insert);
-    for ((id, (first, _)), transaction) in (1..).zip(&pairs).zip(inserted) {
-        let image = transaction.changes[0].after.as_ref().unwrap();
-        let expected = everything::Model { id, ..first.clone() };
-        for ((column, cell), expected) in meta.columns.iter().zip(image.cells()).zip(cells_of(&expected)) {
-            if column.kind != Kind::Json && column.kind != Kind::Decimal {
-                assert_eq!(cell, expected.as_deref(), "{}", column.name);
-            }
-        }
-    }
-    by_log.assert_replays().await;
 }
 
 /// What programs write that know nothing of Tidewire, in whatever way.
@@ -476,6 +380,46 @@ async fn tables_of_any_kind_are_recorded_and_put_back() {
     ] {
         assert_eq!(text(&psql, left).await.unwrap(), "0", "{left}");
     }
+}
+
+/// From triggers to the log while somebody writes, and back: nothing is missing, and nothing is there twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn captures_change_places_without_a_gap() {
+    let Some(database) = TestDatabase::postgres().await else { return };
+    let zoo = Zoo::of(database.captured_by(Capture::Triggers)).await;
+    let before = zoo.recorder.log().position().await.unwrap();
+    let psql = zoo.database.plain().await;
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let writer = tokio::spawn({
+        let stop = std::sync::Arc::clone(&stop);
+        async move {
+            let mut written = 0;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                run(&psql, &format!("INSERT INTO food (name) VALUES ('{written}')")).await;
+                written += 1;
+            }
+            written
+        }
+    });
+    // The programs that read need not run meanwhile.
+    zoo.recorder.close().await;
+    for capture in [Capture::Log, Capture::Triggers, Capture::Log] {
+        let mut options = RecorderOptions::default();
+        options.capture = Some(capture);
+        let installer = Recorder::connect_with(zoo.database.url(), zoo::registry(), options).await.unwrap();
+        installer.install_capture().await.unwrap();
+        installer.check().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        installer.close().await;
+        // Only the way to the log is open to writers.
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        eventually(async || writer.is_finished()).await;
+    }
+    let written = writer.await.unwrap();
+    let node = node(&zoo, RecorderOptions::default()).await;
+    let zoo = Zoo { recorder: node, database: zoo.database };
+    assert_eq!(zoo.transactions(before).await.len(), written);
+    zoo.assert_replays().await;
 }
 
 async fn refused(url: &str, registry: Registry) -> Error {
