@@ -43,6 +43,7 @@ mod sections {
         pub url: String,
         pub max_readers: u32,
         pub capture: String,
+        pub max_kept_log: u64,
         pub migrate: bool,
     }
 
@@ -164,6 +165,7 @@ impl Config {
         let mut options = RecorderOptions::default();
         options.max_readers = self.database.max_readers;
         options.log = log;
+        options.max_kept_log = Some(self.database.max_kept_log).filter(|bytes| *bytes > 0);
         if !self.database.capture.is_empty() {
             options.capture = Some(self.database.capture.parse().context("`capture` in [database]")?);
         }

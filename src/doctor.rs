@@ -27,6 +27,7 @@ pub async fn doctor(config: &Config) -> Result<bool> {
     findings.push(outbox(&recorder).await);
     findings.push(migrations(&recorder).await);
     findings.push(capture(&recorder).await);
+    findings.extend(database_log(&recorder).await);
     findings.push(retention(&recorder, config).await);
     recorder.close().await;
     findings.iter().for_each(print);
@@ -81,6 +82,17 @@ async fn capture(recorder: &Recorder) -> Finding {
         Ok(()) => Finding::Fine(format!("writes of {} entities can be recorded", recorder.catalog().entities().len())),
         Err(error) => Finding::Wrong(format!("writes cannot be recorded: {error:?}")),
     }
+}
+
+/// Only where the database's own log is captured.
+async fn database_log(recorder: &Recorder) -> Option<Finding> {
+    let status = recorder.log_status().await.ok()??;
+    let text = crate::migrate::describe(&status);
+    Some(if status.active {
+        Finding::Fine(text)
+    } else {
+        Finding::Wrong(format!("{text}. Is a server running on this database?"))
+    })
 }
 
 async fn retention(recorder: &Recorder, config: &Config) -> Finding {

@@ -1,7 +1,7 @@
 use anyhow::{Context, Result};
 use clap::Subcommand;
 use migration::{MigrationStatus, Migrator, MigratorTrait};
-use tidewire_outbox::Recorder;
+use tidewire_outbox::{LogStatus, Recorder};
 
 use crate::config::Config;
 
@@ -73,10 +73,27 @@ pub async fn capture(config: &Config, command: CaptureCommand) -> Result<()> {
     match command {
         CaptureCommand::Install => recorder.install_capture().await?,
         CaptureCommand::Remove => recorder.remove_capture().await?,
-        CaptureCommand::Status => recorder.check().await?,
+        CaptureCommand::Status => {
+            if let Some(status) = recorder.log_status().await? {
+                println!("{}", describe(&status));
+            }
+            recorder.check().await?;
+        }
     }
     let entities = recorder.catalog().entities().len();
     println!("writes of {entities} entities are recorded by {}", recorder.capture().await?);
     recorder.close().await;
     Ok(())
+}
+
+/// How far the database's log has been read, for a person.
+pub(crate) fn describe(status: &LogStatus) -> String {
+    let reader = if status.active { "is being read" } else { "is read by nobody" };
+    let lag = match (status.lag_bytes, status.lag_seconds) {
+        (Some(bytes), Some(seconds)) => format!("{bytes} bytes are unread, the first since about {seconds} s"),
+        (Some(_), None) => "all of it has been read".into(),
+        (None, _) => "its place in the log is lost".into(),
+    };
+    let kept = status.kept_bytes.map(|bytes| format!("; the database keeps {bytes} bytes for it")).unwrap_or_default();
+    format!("the slot {} {reader}; {lag}{kept}", status.name)
 }

@@ -141,6 +141,39 @@ async fn a_cursor_resumes_on_any_node() {
     assert_eq!(seen, expected.take(seen.len()).collect::<Vec<_>>());
 }
 
+/// By the database's own log: two nodes, of which one reads it, and the other when that is gone.
+#[tokio::test]
+async fn the_log_of_the_database_is_read_by_one_node_and_then_by_another() {
+    let Some(place) = Place::new().await else { return };
+    place.place.settings("[database]\ncapture = \"log\"");
+    place.succeed(&["capture", "install"]).await;
+    let status = place.succeed(&["capture", "status"]).await;
+    assert!(status.contains("is read by nobody") && status.contains("8 entities are recorded by log"), "{status}");
+    let (healthy, text) = place.place.run(&["doctor", "--database", &place.url]).await;
+    assert!(!healthy && text.contains("Is a server running on this database?"), "{text}");
+
+    let nodes = [place.serve().await, place.serve().await];
+    let mut socket = subscribe(&nodes[1], None).await;
+    socket.event("labelChanges").await;
+    let psql = Database::connect(&place.url).await.unwrap();
+    psql.execute_unprepared("UPDATE label SET name = 'by hand' WHERE id = 1").await.unwrap();
+    let event = changes(&mut socket).await;
+    assert_eq!(event["changes"][0]["node"]["name"], "by hand");
+    assert_eq!(event["changes"][0]["actor"], "service:app");
+    assert!(place.succeed(&["capture", "status"]).await.contains("is being read"));
+    place.succeed(&["doctor"]).await;
+
+    // The first is killed; the other goes on within seconds.
+    let [first, second] = nodes;
+    drop(first);
+    add(&second, "after it").await;
+    assert_eq!(changes(&mut socket).await["changes"][0]["node"]["name"], "after it");
+
+    place.succeed(&["capture", "remove"]).await;
+    let left = "SELECT 1 FROM pg_replication_slots WHERE database = current_database()";
+    assert_eq!(psql.execute_unprepared(left).await.unwrap().rows_affected(), 0);
+}
+
 #[tokio::test]
 async fn capture_is_installed_removed_and_missed() {
     let Some(place) = Place::new().await else { return };

@@ -14,7 +14,7 @@ use prometheus_client::{
     registry::Registry,
 };
 use tidewire_graphql::SubscriptionStats;
-use tidewire_outbox::{Stats as OutboxStats, TailStats};
+use tidewire_outbox::{LogStatus, Stats as OutboxStats, TailStats};
 
 use crate::server::State;
 
@@ -31,7 +31,8 @@ pub(crate) async fn ready(AxumState(state): AxumState<State>) -> Response {
     }
     let log = shared.api.recorder().log();
     if !log.tail_stats().healthy {
-        return (StatusCode::SERVICE_UNAVAILABLE, "the outbox cannot be read\n").into_response();
+        return (StatusCode::SERVICE_UNAVAILABLE, "the outbox, or the database's log, cannot be read\n")
+            .into_response();
     }
     match log.stats().await {
         Ok(_) => "ready\n".into_response(),
@@ -49,7 +50,9 @@ pub(crate) async fn metrics(AxumState(state): AxumState<State>) -> Response {
     let Ok(outbox) = log.stats().await else {
         return (StatusCode::SERVICE_UNAVAILABLE, "the database does not answer\n").into_response();
     };
-    let snapshot = Snapshot { outbox, tail: log.tail_stats(), subscriptions: api.subscription_stats(), state };
+    let database_log = api.recorder().log_status().await.ok().flatten();
+    let (tail, subscriptions) = (log.tail_stats(), api.subscription_stats());
+    let snapshot = Snapshot { outbox, tail, subscriptions, database_log, state };
     let mut registry = Registry::with_prefix("tidewire");
     registry.register_collector(Box::new(snapshot));
     let mut text = String::new();
@@ -64,6 +67,8 @@ struct Snapshot {
     outbox: OutboxStats,
     tail: TailStats,
     subscriptions: SubscriptionStats,
+    /// Where the database's own log is captured.
+    database_log: Option<LogStatus>,
     state: State,
 }
 
@@ -111,6 +116,13 @@ impl Collector for Snapshot {
         gauge("subscription_groups", "Groups of like subscriptions", self.subscriptions.groups)?;
         gauge("websockets", "WebSockets that are open", load(&stats.websockets))?;
         gauge("event_streams", "Streams of server-sent events that are open", load(&stats.event_streams))?;
+        if let Some(log) = &self.database_log {
+            gauge("database_log_lag_bytes", "Bytes of the database's log that are unread", log.lag_bytes.unwrap_or(0))?;
+            gauge("database_log_lag_seconds", "Seconds since the unread part began", log.lag_seconds.unwrap_or(0))?;
+            gauge("database_log_kept_bytes", "Bytes that the database keeps for us", log.kept_bytes.unwrap_or(0))?;
+            let healthy = log.trouble.is_none() && log.lag_bytes.is_some();
+            gauge("database_log_healthy", "Whether the database's log can be read", u64::from(healthy))?;
+        }
         let mut counter = |name: &str, help: &str, value: u64| {
             let metric = ConstCounter::new(value);
             metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)

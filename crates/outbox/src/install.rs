@@ -60,7 +60,8 @@ pub async fn installed(db: &impl ConnectionTrait) -> Result<u32> {
     Ok(u32::try_from(version).unwrap_or(0))
 }
 
-/// Drops the outbox's tables with all recorded changes. Followers' cursors mean nothing afterwards.
+/// Drops the outbox's tables with all recorded changes. Followers' cursors mean nothing afterwards. Remove what capture needs first
+/// ([`Recorder::remove_capture`](crate::Recorder::remove_capture)): a replication slot that is left behind fills the server's disk.
 ///
 /// # Errors
 /// [`ErrorKind::Database`] and its kind as they come.

@@ -32,6 +32,11 @@ impl TestDatabase {
         Some(Self { url: MariadbServer::shared().await?.create().await, folder: None, capture: Capture::Triggers })
     }
 
+    /// An empty database on a server of the test's own.
+    pub async fn postgres_on(server: &PostgresServer) -> Self {
+        Self { url: server.create().await, folder: None, capture: Capture::Triggers }
+    }
+
     /// Another empty database of the same kind, captured in the same way.
     pub async fn another(&self) -> Self {
         let other = match self.url.split(':').next() {

@@ -15,6 +15,9 @@ use tokio::sync::OnceCell;
 
 use crate::{available, ordinary_user};
 
+/// Who runs it where the tests are root's.
+const USERS: &[&str] = &["postgres", "nobody"];
+
 /// How long a server may take to begin to answer.
 const START: Duration = Duration::from_secs(60);
 
@@ -22,7 +25,7 @@ const START: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct PostgresServer {
     port: u16,
-    _folder: TempDir,
+    folder: TempDir,
     /// Stops the server when the pipe to it closes.
     _keeper: Child,
 }
@@ -54,18 +57,43 @@ impl PostgresServer {
                 if !available("postgres", programs.is_some()) {
                     return None;
                 }
-                Some(Self::start(&programs?).await)
+                Some(Self::start(&programs?, "").await)
             })
             .await
             .as_ref()
     }
 
+    /// A server of one test's own, with settings of its own: `-c wal_level=replica`. `None` where PostgreSQL is not installed.
+    pub async fn with(settings: &str) -> Option<Self> {
+        let programs = programs();
+        if !available("postgres", programs.is_some()) {
+            return None;
+        }
+        Some(Self::start(&programs?, settings).await)
+    }
+
+    /// One of the programs that come with it, where it is installed.
+    pub fn program(name: &str) -> Option<PathBuf> {
+        Some(programs()?.join(name)).filter(|program| program.is_file())
+    }
+
+    /// Lets it crash and come back.
+    pub async fn crash(&self) {
+        let cluster = self.folder.path().join("cluster");
+        let mut command =
+            ordinary_user::command(&programs().expect("it runs").join("pg_ctl"), ordinary_user::id(USERS));
+        command.args(["restart", "-w", "-m", "immediate", "-l"]).arg(cluster.join("log")).arg("-D").arg(&cluster);
+        command.current_dir(self.folder.path()).stdout(Stdio::null()).stderr(Stdio::null());
+        let done = tokio::task::spawn_blocking(move || command.status().unwrap()).await.unwrap();
+        assert!(done.success(), "{}", fs::read_to_string(cluster.join("log")).unwrap_or_default());
+    }
+
     /// Starts one.
-    async fn start(programs: &Path) -> Self {
+    async fn start(programs: &Path, settings: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let cluster = folder.path().join("cluster");
         fs::create_dir(&cluster).unwrap();
-        let user = ordinary_user::id(&["postgres", "nobody"]);
+        let user = ordinary_user::id(USERS);
         if let Some((user, group)) = user {
             chown(folder.path(), Some(user), Some(group)).unwrap();
             chown(&cluster, Some(user), Some(group)).unwrap();
@@ -78,23 +106,26 @@ impl PostgresServer {
             .unwrap();
         assert!(initdb.status.success(), "{}", String::from_utf8_lossy(&initdb.stderr));
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        // The keeper waits for the pipe to close, and then stops the server at once.
+        // The keeper waits for the pipe to close, and then stops the server at once and removes its folder: nobody drops what is shared.
         let script = "\"$0\" -D \"$1\" -p \"$2\" -k \"$1\" -c listen_addresses=127.0.0.1 -c fsync=off -c wal_level=logical \
                       -c deadlock_timeout=20ms -c max_connections=300 -c max_prepared_transactions=10 \
-                      -c max_replication_slots=1000 -c max_wal_senders=1000 -c max_slot_wal_keep_size=1GB >\"$1/log\" 2>&1 & server=$!; cat; kill -QUIT $server; wait $server";
+                      -c max_replication_slots=1000 -c max_wal_senders=1000 -c max_slot_wal_keep_size=1GB -c max_wal_size=256MB $3 >\"$1/log\" 2>&1 & \
+                      cat; p=$(head -n 1 \"$1/postmaster.pid\"); kill -QUIT $p; wait; while kill -0 $p 2>/dev/null; do sleep 0.1; done; \
+                      rm -rf \"${1%/*}\"";
         let keeper = ordinary_user::command(Path::new("/bin/sh"), user)
             .arg("-c")
             .arg(script)
             .arg(programs.join("postgres"))
             .arg(&cluster)
             .arg(port.to_string())
+            .arg(settings)
             .current_dir(folder.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let server = Self { port, _folder: folder, _keeper: keeper };
+        let server = Self { port, folder, _keeper: keeper };
         let began = Instant::now();
         while let Err(error) = PgConnection::connect(&server.url("postgres")).await {
             assert!(

@@ -323,8 +323,9 @@ struct Moment {
 
 impl Moment {
     /// The columns of the statement. The log's end is looked up when the snapshot has been taken, so all that the snapshot shows lies before.
-    const SQL: &str = "pg_current_snapshot()::text, (SELECT lsn FROM tidewire_log), (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint, \
-         (SELECT epoch FROM tidewire_log)";
+    const SQL: &str = "pg_current_snapshot()::text, (SELECT lsn FROM tidewire_log),
+        ((CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END) - '0/0'::pg_lsn)::bigint,
+        (SELECT epoch FROM tidewire_log)";
     const COLUMNS: usize = 4;
 
     /// Before the statement, on any connection.

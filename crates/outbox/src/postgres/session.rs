@@ -192,7 +192,7 @@ impl PostgresSession {
         Self { open: Mutex::new(open), abandoned: Abandoned::default(), capture, catalog, doorbell }
     }
 
-    /// Tells triggers in whose name is written. Hooks say it with each write.
+    /// Tells triggers, or the log, in whose name is written. Hooks say it with each write.
     pub(super) async fn set_context(&self, context: &Context) -> Result<(), DbErr> {
         if let Capturing::Hooks(_) = self.capture {
             return Ok(());

@@ -267,7 +267,7 @@ impl Recorder {
             Some(capture) => capture,
             None => self.database.capture().await?,
         };
-        self.database.install_capture(capture).await
+        self.change_capture(capture).await
     }
 
     /// Removes what [`install_capture`](Self::install_capture) put in place. The database is captured by hooks from then on, which need
@@ -276,7 +276,15 @@ impl Recorder {
     /// # Errors
     /// As [`install_capture`](Self::install_capture).
     pub async fn remove_capture(&self) -> Result<()> {
-        self.database.install_capture(Capture::Hooks).await
+        self.change_capture(Capture::Hooks).await
+    }
+
+    async fn change_capture(&self, capture: Capture) -> Result<()> {
+        if capture != Capture::Log {
+            // What the database's own log has yet to tell is read before that is given up.
+            self.start_capture().await?;
+        }
+        self.database.install_capture(capture).await
     }
 
     /// Takes part in reading the database's own log where that is what is captured, and does nothing where it is not: one process at a time

@@ -12,3 +12,4 @@ mod hooks;
 mod lease;
 mod others;
 mod support;
+mod wal;

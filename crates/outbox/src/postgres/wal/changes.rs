@@ -204,12 +204,14 @@ impl Changes {
                 self.push(name, Operation::Delete, Some(image), None)?;
             }
             Message::Truncate { relations } => {
-                for relation in relations {
-                    let table = self.table(relation)?;
-                    let (entity, name) = (table.entity, table.name);
-                    if !self.open.as_mut().ok_or_else(stray)?.truncated.remove(&entity) {
-                        return Ok(Some(Notice::Emptied { table: name }));
-                    }
+                let tables = relations.iter().map(|relation| self.table(*relation)).collect::<Result<Vec<_>>>()?;
+                let told = &self.open.as_ref().ok_or_else(stray)?.truncated;
+                if let Some(table) = tables.iter().find(|table| !told.contains(&table.entity)) {
+                    return Ok(Some(Notice::Emptied { table: table.name }));
+                }
+                let entities: Vec<_> = tables.iter().map(|table| table.entity).collect();
+                if let Some(open) = &mut self.open {
+                    open.truncated.retain(|entity| !entities.contains(entity));
                 }
             }
             Message::Other => {}

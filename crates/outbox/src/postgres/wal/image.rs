@@ -31,7 +31,7 @@ struct Column {
 }
 
 /// How a value's text form becomes JSON, as `row_to_json` does it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Form {
     Boolean,
     Number,
@@ -40,6 +40,7 @@ enum Form {
     Instant,
     /// JSON has hexadecimal digits for bytes anyway; what stands before them is left out.
     Bytes,
+    Array(Box<Form>),
 }
 
 /// The ids of types that have a form of their own, whatever the entity takes them for. They are the same in every database.
@@ -51,6 +52,8 @@ mod types {
 
 fn form(kind: &Kind, type_id: u32) -> Form {
     match (kind, type_id) {
+        // The type is the array's, not the element's.
+        (Kind::Array(element), _) => Form::Array(Box::new(form(element, 0))),
         (_, types::BOOL) | (Kind::Boolean, _) => Form::Boolean,
         (_, types::TIMESTAMP | types::TIMESTAMPTZ) | (Kind::DateTime | Kind::Timestamp | Kind::TimestampTz, _) => {
             Form::Instant
@@ -154,12 +157,17 @@ fn value<'a>(row: &[Value<'a>], before: Option<&[Value<'a>]>, place: usize) -> V
 }
 
 impl Form {
-    fn write(self, text: &str, out: &mut String) {
+    fn write(&self, text: &str, out: &mut String) {
         match self {
             Self::Boolean if text == "t" => out.push_str("true"),
             Self::Boolean if text == "f" => out.push_str("false"),
             Self::Number if is_number(text) => out.push_str(text),
             Self::Instant => write_instant(text, out),
+            // Bounds other than the usual stand before it: `[0:1]={1,2}`.
+            Self::Array(element) => match text.find('{') {
+                Some(start) => write_array(&text[start..], element, out),
+                None => quote(text, out),
+            },
             Self::Bytes => quote(text.strip_prefix("\\x").unwrap_or(text), out),
             _ => quote(text, out),
         }
@@ -185,6 +193,32 @@ fn write_instant(text: &str, out: &mut String) {
         let _ = write!(out, " {era}");
     }
     out.push('"');
+}
+
+/// `{1,NULL,"a \"b\""}` is `[1,null,"a \"b\""]` in JSON; arrays in arrays alike.
+fn write_array(text: &str, element: &Form, out: &mut String) {
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '{' => out.push('['),
+            '}' => out.push(']'),
+            ',' => out.push(','),
+            '"' => {
+                let mut value = String::new();
+                while let Some(c) = chars.next().filter(|c| *c != '"') {
+                    value.push(if c == '\\' { chars.next().unwrap_or(c) } else { c });
+                }
+                element.write(&value, out);
+            }
+            first => {
+                let mut value = String::from(first);
+                while let Some(c) = chars.next_if(|c| !matches!(c, ',' | '}')) {
+                    value.push(c);
+                }
+                if value == "NULL" { out.push_str("null") } else { element.write(&value, out) }
+            }
+        }
+    }
 }
 
 fn quote(text: &str, out: &mut String) {
@@ -221,6 +255,16 @@ mod tests {
             (Form::Instant, "2026-11-20 16:43:00.123456-03:30", "\"2026-11-20T16:43:00.123456-03:30\""),
             (Form::Instant, "0044-03-15 10:00:00+00 BC", "\"0044-03-15T10:00:00+00:00 BC\""),
             (Form::Instant, "infinity", "\"infinity\""),
+            (Form::Array(Box::new(Form::Number)), "{}", "[]"),
+            (Form::Array(Box::new(Form::Number)), "[0:1]={1,NULL}", "[1,null]"),
+            (Form::Array(Box::new(Form::Number)), "{{1,2},{NaN,4}}", "[[1,2],[\"NaN\",4]]"),
+            (Form::Array(Box::new(Form::Boolean)), "{t,f}", "[true,false]"),
+            (
+                Form::Array(Box::new(Form::Text)),
+                r#"{a,"b, \"c\" \\ }","",NULL,"NULL"}"#,
+                r#"["a","b, \"c\" \\ }","",null,"NULL"]"#,
+            ),
+            (Form::Array(Box::new(Form::Instant)), r#"{"2026-11-20 16:43:00"}"#, r#"["2026-11-20T16:43:00"]"#),
         ] {
             assert_eq!(written(form, text), json);
         }

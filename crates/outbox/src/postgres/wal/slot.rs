@@ -114,7 +114,7 @@ impl Slot {
         let lsn = created.map_err(|error| {
             let code = error.as_database_error().and_then(|error| error.code()).unwrap_or_default().into_owned();
             let problem = match code.as_str() {
-                "53400" => {
+                "53400" | "55000" => {
                     "all replication slots of the server are in use. Set `max_replication_slots` higher in \
                      postgresql.conf and restart it, or drop a slot that nobody needs"
                 }
@@ -124,7 +124,7 @@ impl Slot {
                 }
                 _ => return database_error(error),
             };
-            Error::new(if code == "53400" { ErrorKind::Setup } else { ErrorKind::Busy }, problem).with_source(error)
+            Error::new(if code == "57014" { ErrorKind::Busy } else { ErrorKind::Setup }, problem).with_source(error)
         })?;
         transaction.commit().await.map_err(database_error)?;
         Ok(lsn.cast_unsigned())
@@ -449,7 +449,7 @@ pub(super) async fn status(conn: &mut PgConnection) -> Result<LogStatus> {
     })
 }
 
-/// The entities by schema and name of their tables; and refuses where the publication has a table that is no entity's, whose changes this
+/// The entities by schema and name of their tables and of those' partitions; and refuses where the publication has a table that is no entity's, whose changes this
 /// program could not record.
 pub(super) async fn entities(
     conn: &mut PgConnection,
@@ -459,12 +459,10 @@ pub(super) async fn entities(
     for entity in catalog.entities() {
         let found =
             "SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-                     WHERE c.oid = to_regclass($1)";
-        let row =
-            sqlx::query(found).bind(qualified(entity)).fetch_optional(&mut *conn).await.map_err(database_error)?;
-        if let Some(row) = row {
-            entities.insert((row.get(0), row.get(1)), entity.id);
-        }
+                     WHERE c.oid = to_regclass($1) OR c.oid IN (SELECT relid FROM pg_partition_tree(to_regclass($1)))";
+        let rows = sqlx::query(found).bind(qualified(entity)).fetch_all(&mut *conn).await.map_err(database_error)?;
+        // Changes are told as the whole table's, but for a partition that is truncated.
+        entities.extend(rows.iter().map(|row| ((row.get(0), row.get(1)), entity.id)));
     }
     let published =
         sqlx::query("SELECT schemaname::text, tablename::text FROM pg_publication_tables WHERE pubname = $1")
