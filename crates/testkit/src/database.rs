@@ -93,6 +93,7 @@ impl TestDatabase {
         create(recorder.unrecorded()).await;
         recorder.install_capture().await.unwrap();
         recorder.check().await.unwrap();
+        recorder.start_capture().await.unwrap();
         recorder
     }
 }

@@ -10,17 +10,20 @@ pub enum Target {
     SqliteTriggers,
     PostgresHooks,
     PostgresTriggers,
+    PostgresLog,
 }
 
 impl Target {
     /// A fresh database; `None`, having said so, where its server is not installed.
     pub async fn database(self) -> Option<TestDatabase> {
-        match self {
-            Self::SqliteHooks => Some(TestDatabase::sqlite()),
-            Self::SqliteTriggers => Some(TestDatabase::sqlite().captured_by(Capture::Triggers)),
-            Self::PostgresHooks => TestDatabase::postgres().await,
-            Self::PostgresTriggers => Some(TestDatabase::postgres().await?.captured_by(Capture::Triggers)),
-        }
+        let (database, capture) = match self {
+            Self::SqliteHooks => (Some(TestDatabase::sqlite()), Capture::Hooks),
+            Self::SqliteTriggers => (Some(TestDatabase::sqlite()), Capture::Triggers),
+            Self::PostgresHooks => (TestDatabase::postgres().await, Capture::Hooks),
+            Self::PostgresTriggers => (TestDatabase::postgres().await, Capture::Triggers),
+            Self::PostgresLog => (TestDatabase::postgres().await, Capture::Log),
+        };
+        Some(database?.captured_by(capture))
     }
 }
 
@@ -47,31 +50,23 @@ macro_rules! on_every_target {
 
             async fn body($database: $crate::TestDatabase) $body
 
-            async fn on(target: $crate::Target) {
-                if let Some(database) = target.database().await {
+            $crate::on_every_target! { @each
+                sqlite_hooks: SqliteHooks,
+                sqlite_triggers: SqliteTriggers,
+                postgres_hooks: PostgresHooks,
+                postgres_triggers: PostgresTriggers,
+                postgres_log: PostgresLog,
+            }
+        }
+    };
+    (@each $($test:ident: $target:ident,)*) => {
+        $(
+            #[::tokio::test(flavor = "multi_thread")]
+            async fn $test() {
+                if let Some(database) = $crate::Target::$target.database().await {
                     body(database).await;
                 }
             }
-
-            #[::tokio::test(flavor = "multi_thread")]
-            async fn sqlite_hooks() {
-                on($crate::Target::SqliteHooks).await;
-            }
-
-            #[::tokio::test(flavor = "multi_thread")]
-            async fn sqlite_triggers() {
-                on($crate::Target::SqliteTriggers).await;
-            }
-
-            #[::tokio::test(flavor = "multi_thread")]
-            async fn postgres_hooks() {
-                on($crate::Target::PostgresHooks).await;
-            }
-
-            #[::tokio::test(flavor = "multi_thread")]
-            async fn postgres_triggers() {
-                on($crate::Target::PostgresTriggers).await;
-            }
-        }
+        )*
     };
 }

@@ -8,10 +8,11 @@ pub(crate) mod schema;
 mod session;
 mod statement;
 mod triggers;
+mod wal;
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -24,7 +25,7 @@ use sqlx::{
     pool::PoolConnection,
     postgres::{PgConnectOptions, PgPool, PgPoolOptions},
 };
-use tokio::sync::{Notify, OnceCell};
+use tokio::sync::{Notify, watch};
 
 use self::{
     dialect::PostgresDialect,
@@ -33,7 +34,7 @@ use self::{
     statement::Scripts,
 };
 use crate::{
-    capture::{self, Capture},
+    capture::{self, Capture, LogStatus},
     context::Context,
     cursor::{Cursor, Epoch},
     database::{Database, Executed, Fetched, Packed, Pruned, Read, Rows, Session, SnapshotSource, Stats, Text},
@@ -55,13 +56,15 @@ pub(crate) struct Postgres {
     connection: DatabaseConnection,
     pool: PgPool,
     doorbell: Arc<Notify>,
-    epoch: OnceCell<Epoch>,
+    epoch: RwLock<Option<Epoch>>,
     /// How the options want it captured.
     wanted: Option<Capture>,
     captured: Mutex<Option<Capture>>,
     hooks: Hooks,
     scripts: Arc<Scripts>,
     semantics: OnceLock<Arc<Semantics>>,
+    /// Capture by the database's own log.
+    log: wal::Shared,
 }
 
 impl fmt::Debug for Postgres {
@@ -103,19 +106,41 @@ impl Postgres {
             connection: DatabaseConnection::from(pool.clone()),
             pool: pool.clone(),
             doorbell: Arc::default(),
-            epoch: OnceCell::new(),
+            epoch: RwLock::default(),
             wanted: options.capture,
             captured: Mutex::default(),
             semantics: OnceLock::new(),
+            log: wal::Shared::new(options),
         }
     }
 
+    /// The log's epoch, as this process knows it.
     async fn epoch(&self) -> Result<Epoch> {
-        let epoch = self.epoch.get_or_try_init(|| async {
-            let mut conn = self.acquire().await?;
-            schema::epoch(&mut conn).await.map(Epoch)
-        });
-        epoch.await.copied()
+        match self.known_epoch() {
+            Some(epoch) => Ok(epoch),
+            None => self.look_for_epoch().await,
+        }
+    }
+
+    /// The log's epoch as it is. Reads find out when it changes.
+    async fn look_for_epoch(&self) -> Result<Epoch> {
+        let mut conn = self.acquire().await?;
+        let epoch = Epoch(schema::epoch(&mut conn).await?);
+        self.set_epoch(epoch);
+        Ok(epoch)
+    }
+
+    fn known_epoch(&self) -> Option<Epoch> {
+        *self.epoch.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_epoch(&self, epoch: Epoch) {
+        *self.epoch.write().unwrap_or_else(PoisonError::into_inner) = Some(epoch);
+    }
+
+    /// What keeps the database's log from being read, as the latest look at the outbox showed it.
+    fn note_trouble(&self, trouble: Option<&str>) {
+        self.log.note_trouble(trouble);
     }
 
     /// How it is captured, which has to be known before the first write.
@@ -136,7 +161,8 @@ impl Postgres {
     async fn capturing(&self) -> Result<Capturing> {
         Ok(match self.captured().await? {
             Capture::Hooks => Capturing::Hooks(self.hooks.schema(&self.pool).await?),
-            Capture::Triggers | Capture::Log => Capturing::Otherwise(Arc::clone(&self.scripts)),
+            Capture::Triggers => Capturing::Triggers(Arc::clone(&self.scripts)),
+            Capture::Log => Capturing::Log(Arc::clone(&self.scripts)),
         })
     }
 
@@ -197,6 +223,15 @@ impl Database for Postgres {
 
     async fn install_capture(&self, capture: Capture) -> Result<()> {
         let mut conn = self.acquire().await?;
+        if capture == Capture::Log {
+            wal::install(self, &mut conn).await?;
+            *self.captured.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            return Ok(());
+        }
+        let was_log = schema::capture(&mut conn).await? == Capture::Log;
+        if was_log {
+            wal::finish(self).await;
+        }
         match capture {
             Capture::Triggers => triggers::install(&mut conn, &self.catalog).await?,
             Capture::Hooks | Capture::Log => triggers::remove(&mut conn, &self.catalog).await?,
@@ -204,7 +239,26 @@ impl Database for Postgres {
         let said = sqlx::query("UPDATE tidewire_log SET capture = $1 WHERE capture <> $1");
         said.bind(capture.to_string()).execute(&mut *conn).await.map_err(database_error)?;
         *self.captured.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        if was_log {
+            wal::remove(self, &mut conn).await?;
+        }
         Ok(())
+    }
+
+    async fn run_capture(self: Arc<Self>, stop: watch::Receiver<bool>) {
+        wal::run(self, stop).await;
+    }
+
+    async fn log_status(&self) -> Result<Option<LogStatus>> {
+        if self.capture().await? != Capture::Log {
+            return Ok(None);
+        }
+        let mut conn = self.acquire().await?;
+        wal::status(&mut conn).await.map(Some)
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.log.trouble()
     }
 
     async fn semantics(&self) -> Result<Arc<Semantics>> {
@@ -227,7 +281,7 @@ impl Database for Postgres {
                 }
                 Ok(answer.into())
             }
-            Ok(Capturing::Otherwise(scripts)) => {
+            Ok(Capturing::Triggers(scripts) | Capturing::Log(scripts)) => {
                 let writes = scripts.writes(&statement.sql)?;
                 if writes && *context != Context::default() {
                     return self.in_transaction(statement, text, context).await;
@@ -249,7 +303,7 @@ impl Database for Postgres {
     async fn stream(&self, statement: Statement, context: &Context) -> Result<Rows<'static>, DbErr> {
         let reads = match self.capturing().await? {
             Capturing::Hooks(schema) => schema.program(&statement.sql)?.is_none_or(|program| program.is_plain()),
-            Capturing::Otherwise(scripts) => !scripts.writes(&statement.sql)?,
+            Capturing::Triggers(scripts) | Capturing::Log(scripts) => !scripts.writes(&statement.sql)?,
         };
         if !reads {
             let executed = self.execute(statement, Text::One, context).await?;
@@ -291,8 +345,8 @@ impl Database for Postgres {
     }
 
     fn continues(&self, cursor: &Cursor) -> bool {
-        match (cursor.position().0, self.epoch.get()) {
-            (Some(of), Some(epoch)) => of == *epoch,
+        match (cursor.position().0, self.known_epoch()) {
+            (Some(of), Some(epoch)) => of == epoch,
             (of, _) => of.is_none(),
         }
     }

@@ -12,7 +12,7 @@ use sqlx::{
 };
 use tokio::sync::{Mutex, Notify};
 
-use super::{database_error, dialect::PostgresDialect, hooks::Schema, statement::Scripts};
+use super::{database_error, dialect::PostgresDialect, hooks::Schema, statement::Scripts, wal};
 use crate::{
     context::Context,
     database::{Abandoned, Executed, Rows, Session, Text, savepoint},
@@ -34,12 +34,20 @@ pub(super) struct PostgresSession {
 #[derive(Clone)]
 pub(super) enum Capturing {
     Hooks(Arc<Schema>),
-    Otherwise(Arc<Scripts>),
+    Triggers(Arc<Scripts>),
+    /// By the database's own log, where the context is told too.
+    Log(Arc<Scripts>),
+}
+
+impl Capturing {
+    fn is_log(&self) -> bool {
+        matches!(self, Self::Log(_))
+    }
 }
 
 struct Open {
     transaction: Option<Transaction<'static, Sqlx>>,
-    /// What the transaction's settings say, where that is known.
+    /// What the transaction's settings say, where that is known; or what it said last to the log.
     context: Option<Context>,
 }
 
@@ -140,16 +148,21 @@ impl Open {
     }
 
     async fn rollback_to(&mut self, level: u32) -> Result<(), DbErr> {
-        // Settings are rolled back too.
+        // Settings are rolled back too, and so is what was told to the log.
         self.context = None;
         let savepoint = savepoint(level);
         self.control(format!("ROLLBACK TO SAVEPOINT {savepoint}")).await?;
         self.control(format!("RELEASE SAVEPOINT {savepoint}")).await
     }
 
-    /// Tells the triggers in whose name the next statement writes.
-    async fn set_context(&mut self, context: &Context) -> Result<(), DbErr> {
+    /// Tells the triggers, or the log, in whose name the next statement writes.
+    async fn set_context(&mut self, context: &Context, into_log: bool) -> Result<(), DbErr> {
         if self.context.as_ref() == Some(context) {
+            return Ok(());
+        }
+        if into_log {
+            wal::tell_context(self.connection()?, context).await.map_err(exec_error)?;
+            self.context = Some(context.clone());
             return Ok(());
         }
         let text = |text: Option<&str>| text.unwrap_or_default().to_owned();
@@ -189,7 +202,7 @@ impl PostgresSession {
             open.context = Some(context.clone());
             return Ok(());
         }
-        open.set_context(context).await
+        open.set_context(context, self.capture.is_log()).await
     }
 
     async fn open(&self) -> Result<tokio::sync::MutexGuard<'_, Open>, DbErr> {
@@ -211,11 +224,11 @@ impl Session for PostgresSession {
                 let mut open = self.open().await?;
                 Ok(schema.run(open.connection()?, program.as_deref(), statement, text, context).await?.into())
             }
-            Capturing::Otherwise(scripts) => {
+            Capturing::Triggers(scripts) | Capturing::Log(scripts) => {
                 let writes = scripts.writes(&statement.sql)?;
                 let mut open = self.open().await?;
                 if writes {
-                    open.set_context(context).await?;
+                    open.set_context(context, self.capture.is_log()).await?;
                 }
                 Ok(run_as_it_is(open.connection()?, statement, text).await?.into())
             }

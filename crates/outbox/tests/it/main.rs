@@ -9,5 +9,6 @@ mod errors;
 mod filter;
 mod follow;
 mod hooks;
+mod lease;
 mod others;
 mod support;
