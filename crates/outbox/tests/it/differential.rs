@@ -29,7 +29,7 @@ const KINDS: usize = 20;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn all_captures_of_postgres_record_the_same() {
-    record_the_same(&[Target::PostgresHooks, Target::PostgresTriggers]).await;
+    record_the_same(&[Target::PostgresHooks, Target::PostgresTriggers, Target::PostgresLog]).await;
 }
 
 async fn record_the_same(targets: &[Target]) {
