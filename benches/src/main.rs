@@ -6,6 +6,7 @@
 mod fanout;
 mod latency;
 mod measure;
+mod postgres;
 mod query;
 mod resume;
 mod server;
@@ -22,6 +23,12 @@ use clap::Parser;
 enum Command {
     /// Writes through the recorder against plain SeaORM
     Writes,
+    /// Writes on PostgreSQL, by hooks, by triggers and by plain SeaORM
+    Postgres {
+        /// A server where databases can be created, for example `postgres://user@localhost/postgres`
+        #[arg(long)]
+        server: String,
+    },
     /// Events to many subscribers against a WebSocket that broadcasts the same bytes
     Fanout,
     /// From a commit to a client
@@ -64,6 +71,7 @@ fn main() -> Result<()> {
         // One thread serves, so that its processor time is all there is.
         Command::Serve { kind, database } => measure::one_thread()?.block_on(server::serve(kind, &database)),
         Command::Writes => measure::one_thread()?.block_on(writes::run()),
+        Command::Postgres { server } => measure::threads()?.block_on(postgres::run(&server)),
         Command::Fanout => measure::one_thread()?.block_on(fanout::run()),
         Command::Latency => measure::threads()?.block_on(latency::run()),
         Command::Resume => measure::one_thread()?.block_on(resume::run()),

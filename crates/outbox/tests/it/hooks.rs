@@ -508,6 +508,12 @@ async fn what_keeps_a_database_from_hooks_is_told_at_the_check() {
         ("CREATE RULE r AS ON DELETE TO food DO INSTEAD NOTHING", "food has rules"),
         ("CREATE TABLE snack () INHERITS (food)", "other tables inherit from food"),
         ("ALTER TABLE diet ALTER food_id SET DEFAULT 1, ADD FOREIGN KEY (food_id) REFERENCES food ON DELETE SET DEFAULT", "key of diet"),
+        (
+            "CREATE TABLE shelf (id int, food_id bigint REFERENCES food ON DELETE CASCADE);
+             CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN UPDATE keeper SET name = 'x'; RETURN NULL; END $$;
+             CREATE TRIGGER t AFTER DELETE ON shelf FOR EACH ROW EXECUTE FUNCTION f()",
+            "rows of shelf follow those of food",
+        ),
     ] {
         let Some(database) = TestDatabase::postgres().await else { return };
         let zoo = Zoo::of(database).await;

@@ -28,6 +28,8 @@ pub(super) struct Facts {
     visible: HashMap<String, Oid>,
     /// Functions that may write synced rows.
     functions: HashSet<String>,
+    /// All foreign keys that have rows follow: the table referred to, and the table of the rows.
+    follows: Vec<(Oid, Oid)>,
     /// What keeps the database from being captured by hooks.
     pub(super) problems: Vec<String>,
 }
@@ -171,12 +173,16 @@ impl Facts {
         facts.load_tables(conn, catalog, &synced, followers, &found).await?;
         facts.find_writers(&synced, &found);
         facts.name_relations(conn).await?;
+        let setting = query(conn, "SELECT current_setting('standard_conforming_strings') = 'on'").await?;
+        if !setting.iter().any(|row| row.get::<bool, _>(0)) {
+            facts.problems.push("`standard_conforming_strings` is off, so texts are read in another way".into());
+        }
         Ok(facts)
     }
 
     /// Foreign keys that lead to synced tables, by the table that they refer to.
     async fn followers(
-        &self,
+        &mut self,
         conn: &mut PgConnection,
         synced: &HashMap<Oid, EntityId>,
     ) -> Result<HashMap<Oid, Vec<Follower>>> {
@@ -198,6 +204,7 @@ impl Facts {
                 (row.get(1), follower)
             })
             .collect();
+        self.follows = all.iter().map(|(parent, follower)| (*parent, follower.child)).collect();
         let mut reached: HashSet<Oid> = synced.keys().copied().collect();
         let mut found: HashMap<Oid, Vec<Follower>> = HashMap::new();
         loop {
@@ -303,6 +310,13 @@ impl Facts {
                     matter.insert(*table, name(table));
                 }
             }
+            for (parent, child) in &self.follows {
+                if self.hidden.contains_key(child) && !matter.contains_key(parent) {
+                    let why = format!("rows of {} follow it, and not all that they write is seen", name(child));
+                    self.hidden.insert(*parent, why);
+                    matter.insert(*parent, name(parent));
+                }
+            }
             if before == (matter.len(), writers.len()) {
                 break;
             }
@@ -329,6 +343,13 @@ impl Facts {
         }
         for table in found.ours.iter().filter(|table| synced.contains_key(table)) {
             self.problems.push(format!("the triggers that record {} are installed too", name(table)));
+        }
+        for (parent, child) in &self.follows {
+            if self.tables.contains_key(&whole(parent)) && self.hidden.contains_key(child) {
+                let (child, parent) = (name(child), name(parent));
+                self.problems
+                    .push(format!("rows of {child} follow those of {parent}, and not all that they write is seen"));
+            }
         }
         self.problems.sort();
         self.problems.dedup();

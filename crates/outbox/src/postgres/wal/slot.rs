@@ -337,7 +337,7 @@ async fn prepare(conn: &mut PgConnection, catalog: &Catalog) -> Result<()> {
             tables.join(", ")
         )),
         (false, false) => {
-            text.push_str(&format!("CREATE PUBLICATION {PUBLICATION} FOR TABLE {} WITH {options}", tables.join(", ")))
+            text.push_str(&format!("CREATE PUBLICATION {PUBLICATION} FOR TABLE {} WITH {options}", tables.join(", ")));
         }
         (false, true) => text.push_str(&format!("CREATE PUBLICATION {PUBLICATION} WITH {options}")),
         (true, true) => {}
