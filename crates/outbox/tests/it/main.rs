@@ -7,5 +7,6 @@ mod capture;
 mod errors;
 mod filter;
 mod follow;
+mod mariadb;
 mod others;
 mod support;
