@@ -26,7 +26,7 @@ struct Global {
     /// A file with settings; `config.default.toml` in the source shows them all
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// The database, for example `sqlite://tidewire.db?mode=rwc` or `postgres://user@host/database`
+    /// The database, for example `sqlite://tidewire.db?mode=rwc` `postgres://user@host/database` or `mysql://user@host/database`
     #[arg(long, global = true, value_name = "URL")]
     database: Option<String>,
 }

@@ -9,4 +9,5 @@ mod clients;
 mod contract;
 mod faults;
 mod locks;
+mod mariadb;
 mod postgres;

@@ -245,7 +245,8 @@ on_every_target! {
             );
         }
         // Too many rows are refused before they are changed.
-        zoo.recorder.execute_unprepared("WITH RECURSIVE n(i) AS (VALUES (10) UNION ALL SELECT i + 1 FROM n WHERE i < 200) INSERT INTO keeper (id, email, name) SELECT i, i, 'x' FROM n").await.unwrap();
+        let many = "INSERT INTO keeper (id, email, name) WITH RECURSIVE n AS (SELECT 10 AS i UNION ALL SELECT i + 1 FROM n WHERE i < 200) SELECT i, i, 'x' FROM n";
+        zoo.recorder.execute_unprepared(many).await.unwrap();
         let mut options = Options::default();
         options.max_mutation_rows = 100;
         let api = tidewire_graphql::Api::builder(zoo.recorder.clone()).options(options).finish().unwrap();

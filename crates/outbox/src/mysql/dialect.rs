@@ -107,7 +107,7 @@ impl Dialect for MysqlDialect {
             }
             _ => {
                 column.write(self, sql);
-                sql.push(" ").push(comparison.operator()).push(" ").bind(self, value.clone());
+                sql.push(" ").push(comparison.operator()).push(" ").bind(self, operand(value));
             }
         }
     }
@@ -120,7 +120,7 @@ impl Dialect for MysqlDialect {
         column.write(self, sql);
         sql.push(" IN (");
         sql.separated(", ", values, |sql, value| {
-            sql.bind(self, value.clone());
+            sql.bind(self, operand(value));
         });
         sql.push(")");
     }
@@ -162,6 +162,16 @@ impl Dialect for MysqlDialect {
             Kind::Text | Kind::Enum(_) | Kind::Json => self.bytes(column, sql),
             _ => column.write(self, sql),
         }
+    }
+}
+
+/// A value as its column compares it. Instants would be bound as texts, which do not compare as times in a list.
+fn operand(value: &Value) -> Value {
+    match value {
+        Value::ChronoDateTimeUtc(at) => Value::ChronoDateTime(at.map(|at| at.naive_utc())),
+        Value::ChronoDateTimeLocal(at) => Value::ChronoDateTime(at.map(|at| at.naive_utc())),
+        Value::ChronoDateTimeWithTimeZone(at) => Value::ChronoDateTime(at.map(|at| at.naive_utc())),
+        _ => value.clone(),
     }
 }
 

@@ -365,9 +365,9 @@ pub(super) async fn fetch(database: &Mysql, selects: &[Select], with_cursor: boo
     Ok(Fetched { parts, cursor })
 }
 
-/// A select's answer. One that is too large for the server is NULL.
+/// A select's answer, which is a text even where the server calls it bytes. One that is too large for the server is NULL.
 pub(super) fn answer(row: &MySqlRow, index: usize) -> Result<String> {
-    row.try_get::<Option<String>, _>(index).map_err(database_error)?.ok_or_else(|| {
+    row.try_get_unchecked::<Option<String>, _>(index).map_err(database_error)?.ok_or_else(|| {
         Error::new(
             ErrorKind::Database,
             "the answer is larger than the server allows (max_allowed_packet). Ask for less at once",
@@ -419,7 +419,7 @@ impl SnapshotSource for MysqlSnapshot {
         let entity = self.catalog.entity(self.select.entity);
         let mut images = Vec::new();
         while let Some(row) = rows.try_next().await.map_err(database_error)? {
-            let json: &str = row.try_get(0).map_err(database_error)?;
+            let json: &str = row.try_get_unchecked(0).map_err(database_error)?;
             images.push(Image::from_packed(entity, &MysqlDialect, &mut Scanner::new(json))?);
         }
         if let Some(last) = images.last() {

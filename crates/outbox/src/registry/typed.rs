@@ -4,8 +4,9 @@ use std::{fmt, marker::PhantomData};
 
 use futures_util::future::BoxFuture;
 use sea_orm::{
-    ActiveModelBehavior, ActiveModelTrait, ActiveValue, Condition, DbErr, EntityTrait, IdenStatic, IntoActiveModel,
-    Iterable, ModelTrait, PrimaryKeyToColumn, QueryFilter, TryIntoModel,
+    ActiveModelBehavior, ActiveModelTrait, ActiveValue, ColumnTrait, Condition, ConnectionTrait, DbBackend, DbErr,
+    EntityTrait, IdenStatic, IntoActiveModel, Iterable, ModelTrait, PrimaryKeyToColumn, QueryFilter, QuerySelect,
+    TryIntoModel,
     sea_query::{self, Value},
 };
 
@@ -90,12 +91,66 @@ where
         let mut model = <E::ActiveModel as ActiveModelTrait>::default();
         Self::assign(&mut model, set)?;
         let model = ActiveModelBehavior::before_save(model, db, false).await?;
-        let rows = E::update_many().set(model).filter(filter).exec_with_returning(db).await?;
+        let rows = if db.get_database_backend() == DbBackend::MySql {
+            // Which returns nothing from an update, so the rows are found by what their keys will be.
+            let before = E::find().filter(filter.clone()).lock_exclusive().all(db).await?;
+            let mut after = Condition::any();
+            for row in &before {
+                let columns = E::PrimaryKey::iter().map(PrimaryKeyToColumn::into_column);
+                let equal = columns.map(|column| {
+                    let value = model.get(column).into_value().unwrap_or_else(|| row.get(column));
+                    column.eq(value)
+                });
+                after = after.add(equal.fold(Condition::all(), Condition::add));
+            }
+            if before.is_empty() {
+                return Ok(Vec::new());
+            }
+            E::update_many().set(model).filter(filter).exec(db).await?;
+            E::find().filter(after).all(db).await?
+        } else {
+            E::update_many().set(model).filter(filter).exec_with_returning(db).await?
+        };
         let keys = rows.iter().map(Self::key).collect();
         for row in rows {
             <E::ActiveModel as ActiveModelBehavior>::after_save(row, db, false).await?;
         }
         Ok(keys)
+    }
+
+    /// An upsert in two steps, for a database that does not say what it did, and goes by any unique key and not by the one that is meant. The row, or
+    /// the place where it would be, is locked in between: of two who come at once, one is told that the database is busy.
+    async fn upsert_in_steps(
+        db: &RecorderTransaction,
+        model: E::ActiveModel,
+        target: &[E::Column],
+        update: &[E::Column],
+    ) -> Result<Option<E::Model>, DbErr>
+    where
+        E::Model: Send + Sync,
+        E::ActiveModel: ActiveModelBehavior + Send,
+    {
+        let values: Option<Vec<_>> =
+            target.iter().map(|&column| Some(column.eq(model.get(column).into_value()?))).collect();
+        let found = match values {
+            Some(values) => {
+                let row = values.into_iter().fold(Condition::all(), Condition::add);
+                E::find().filter(row).lock_exclusive().one(db).await?
+            }
+            // Without a key of its own, it is a new row.
+            None => None,
+        };
+        let Some(found) = found else { return E::insert(model).exec_with_returning(db).await.map(Some) };
+        if update.is_empty() {
+            return Ok(None);
+        }
+        let mut changed = found.into_active_model();
+        for &column in update {
+            if let Some(value) = model.get(column).into_value() {
+                changed.try_set(column, value)?;
+            }
+        }
+        E::update(changed).exec(db).await.map(Some)
     }
 
     fn key(model: &E::Model) -> KeyValues {
@@ -132,7 +187,6 @@ where
             } else {
                 on_conflict.target.iter().map(|&index| Self::column(index)).collect()
             };
-            let mut clause = sea_query::OnConflict::columns(target);
             // What `before_save` sets on top of the given values (a time stamp) belongs to the update too.
             let update: Vec<E::Column> = on_conflict
                 .update
@@ -140,6 +194,13 @@ where
                 .map(|&index| Self::column(index))
                 .filter(|&column| matches!(model.get(column), ActiveValue::Set(_)))
                 .collect();
+            if db.get_database_backend() == DbBackend::MySql {
+                let Some(stored) = Self::upsert_in_steps(db, model, &target, &update).await? else { return Ok(None) };
+                let key = Self::key(&stored);
+                <E::ActiveModel as ActiveModelBehavior>::after_save(stored, db, true).await?;
+                return Ok(Some(key));
+            }
+            let mut clause = sea_query::OnConflict::columns(target);
             if update.is_empty() {
                 clause.do_nothing();
             } else {

@@ -168,11 +168,12 @@ impl Writer<'_> {
             _ => None,
         };
         self.part(before.is_some(), sql, |sql| {
-            sql.push("EXISTS (SELECT 1 FROM ");
+            // MariaDB's truth is of no character set.
+            sql.push("CASE WHEN EXISTS (SELECT 1 FROM ");
             self.source_of_all(select, link, depth, sql);
             sql.push(" AND ");
             self.compare_key(select, depth, "<=", before.expect("just checked"), sql);
-            sql.push(")");
+            sql.push(") THEN 1 ELSE 0 END");
         });
         sql.push(between);
         self.part(!select.aggregates.is_empty(), sql, |sql| {

@@ -10,6 +10,7 @@ mod filter;
 mod follow;
 mod hooks;
 mod lease;
+mod mariadb;
 mod others;
 mod support;
 mod wal;

@@ -11,7 +11,7 @@ pub mod keeper;
 pub mod specimen;
 pub mod visit;
 
-use sea_orm::DatabaseConnection;
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, Statement};
 use tidewire_outbox::Registry;
 
 /// All of the zoo's entities.
@@ -39,4 +39,17 @@ pub async fn create(db: &DatabaseConnection) {
         .apply(db)
         .await
         .unwrap();
+    if db.get_database_backend() == DbBackend::MySql {
+        keep_fractions(db).await;
+    }
+}
+
+/// SeaORM's columns keep whole seconds there.
+async fn keep_fractions(db: &DatabaseConnection) {
+    let columns = "SELECT CONCAT('ALTER TABLE ', table_name, ' MODIFY ', column_name, ' ', data_type, '(6) ', IF(is_nullable = 'YES', 'NULL', 'NOT NULL'))
+        FROM information_schema.columns WHERE table_schema = DATABASE() AND datetime_precision = 0 AND data_type <> 'date'";
+    for row in db.query_all_raw(Statement::from_string(DbBackend::MySql, columns)).await.unwrap() {
+        let text: String = row.try_get_by_index(0).unwrap();
+        db.execute_unprepared(&text).await.unwrap();
+    }
 }
