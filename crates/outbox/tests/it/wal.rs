@@ -370,7 +370,7 @@ async fn tables_of_any_kind_are_recorded_and_put_back() {
     // Removed, nothing of it is left.
     run(&psql, "ALTER TABLE \"Else where\".two REPLICA IDENTITY FULL").await;
     recorder.remove_capture().await.unwrap();
-    let identities = "SELECT string_agg(relname || relreplident, ' ' ORDER BY relname) FROM pg_class WHERE relnamespace = '\"Else where\"'::regnamespace AND relkind = 'r'";
+    let identities = "SELECT string_agg(relname || relreplident::text, ' ' ORDER BY relname) FROM pg_class WHERE relnamespace = '\"Else where\"'::regnamespace AND relkind = 'r'";
     assert_eq!(text(&psql, identities).await.unwrap(), "oned threed twod");
     for left in [
         "SELECT count(*)::text FROM pg_publication",

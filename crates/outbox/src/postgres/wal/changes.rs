@@ -156,7 +156,7 @@ impl Changes {
                 Ok(told) => open.told = Arc::new(told),
                 // Anybody may write there.
                 Err(_) => {
-                    tracing::warn!("a message of Tidewire's in the database's log cannot be read and is left out")
+                    tracing::warn!("a message of Tidewire's in the database's log cannot be read and is left out");
                 }
             },
             prefix::REMOVED => {
