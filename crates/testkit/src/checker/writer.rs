@@ -42,7 +42,7 @@ pub async fn capture() {
     let Ok(url) = env::var(URL) else { return };
     let db = Recorder::connect(&url, registry()).await.unwrap();
     db.start_capture().await.unwrap();
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// Writes at random until the process is killed. Does nothing where it was not started by [`writer`].
