@@ -85,6 +85,11 @@ pub(crate) trait Database: Send + Sync + fmt::Debug + 'static {
     /// Opens a transaction.
     async fn begin(&self, context: &Context, options: TransactionOptions) -> Result<Arc<dyn Session>, DbErr>;
 
+    /// Opens a transaction for Tidewire's own tables alone, however the database is captured.
+    async fn begin_own(&self) -> Result<Arc<dyn Session>, DbErr> {
+        self.begin(&Context::default(), TransactionOptions::default()).await
+    }
+
     /// Where a reader that has seen everything stands now.
     async fn position(&self) -> Result<Cursor>;
 

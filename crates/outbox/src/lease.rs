@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sea_orm::{ConnectionTrait, DbBackend, TransactionOptions, TransactionTrait, sea_query::Value};
+use sea_orm::{ConnectionTrait, DbBackend, TransactionTrait, sea_query::Value};
 use tokio::{
     sync::watch,
     task::JoinHandle,
@@ -22,7 +22,6 @@ use tokio::{
 };
 
 use crate::{
-    context::Context,
     database::{Database, Session, own},
     error::{Error, ErrorKind, Result},
     recorder::{Recorder, RecorderTransaction},
@@ -223,7 +222,7 @@ impl Row {
     }
 
     async fn session(&self) -> Result<Arc<dyn Session>> {
-        Ok(self.database.begin(&Context::default(), TransactionOptions::default()).await?)
+        Ok(self.database.begin_own().await?)
     }
 
     /// Takes the lease if nobody holds it; answers the row with its token.

@@ -1,4 +1,7 @@
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use crate::{MariadbServer, PostgresServer};
 use sea_orm::{ConnectOptions, Database, DatabaseConnection};
@@ -12,6 +15,8 @@ pub struct TestDatabase {
     /// Where a SQLite file lies. A server's database goes with its server.
     folder: Option<TempDir>,
     capture: Capture,
+    /// A server of its own.
+    _server: Option<Arc<PostgresServer>>,
 }
 
 impl TestDatabase {
@@ -19,12 +24,17 @@ impl TestDatabase {
     pub fn sqlite() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}?mode=rwc", folder.path().join("test.db").display());
-        Self { url, folder: Some(folder), capture: Capture::Hooks }
+        Self { url, folder: Some(folder), capture: Capture::Hooks, _server: None }
     }
 
     /// An empty PostgreSQL database; `None` where PostgreSQL is not installed.
     pub async fn postgres() -> Option<Self> {
-        Some(Self { url: PostgresServer::shared().await?.create().await, folder: None, capture: Capture::Hooks })
+        Some(Self {
+            url: PostgresServer::shared().await?.create().await,
+            folder: None,
+            capture: Capture::Hooks,
+            _server: None,
+        })
     }
 
     /// An empty MariaDB database; `None` where MariaDB is not installed.
@@ -34,7 +44,17 @@ impl TestDatabase {
 
     /// An empty database on a server of the test's own.
     pub async fn postgres_on(server: &PostgresServer) -> Self {
-        Self { url: server.create().await, folder: None, capture: Capture::Triggers }
+        Self { url: server.create().await, folder: None, capture: Capture::Triggers, _server: None }
+    }
+
+    /// An empty database of the same kind, on a server of its own where it is on one: transactions of other tests hold up nothing there.
+    pub async fn alone(&self) -> Self {
+        if !self.is("postgres:") {
+            return self.another().await;
+        }
+        let server = Arc::new(PostgresServer::with("").await.expect("it is installed"));
+        let database = Self::postgres_on(&server).await.captured_by(self.capture);
+        Self { _server: Some(server), ..database }
     }
 
     /// Another empty database of the same kind, captured in the same way.

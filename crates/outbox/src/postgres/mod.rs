@@ -328,6 +328,13 @@ impl Database for Postgres {
         Ok(Arc::new(session))
     }
 
+    async fn begin_own(&self) -> Result<Arc<dyn Session>, DbErr> {
+        let transaction = session::begin(&self.pool, &TransactionOptions::default()).await?;
+        let capturing = Capturing::Triggers(Arc::clone(&self.scripts));
+        let (catalog, doorbell) = (Arc::clone(&self.catalog), Arc::clone(&self.doorbell));
+        Ok(Arc::new(PostgresSession::new(transaction, capturing, catalog, doorbell)))
+    }
+
     async fn position(&self) -> Result<Cursor> {
         log::position(self).await
     }

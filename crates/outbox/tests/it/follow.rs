@@ -199,7 +199,7 @@ async fn first_resync(recorder: &Recorder, cursor: Cursor) -> ResyncReason {
 
 on_every_target! {
     async fn a_cursor_whose_changes_were_trimmed_is_answered_by_a_resync(database: TestDatabase) {
-        let zoo = Zoo::of(database).await;
+        let zoo = Zoo::of(database.alone().await).await;
         let mut cursors = Vec::new();
         for n in 0..10 {
             cursors.push(zoo.recorder.log().position().await.unwrap());

@@ -70,6 +70,20 @@ impl<'a> Appender<'a> {
         self.sources.push(id);
     }
 
+    /// Waits until a transaction of the log is visible, as what it did to a table's columns is from then on.
+    pub(super) async fn see(&mut self, source: i64) -> Result<()> {
+        let seen = "SELECT pg_visible_in_snapshot($1::text::xid8, pg_current_snapshot())";
+        while !sqlx::query_scalar::<_, bool>(seen)
+            .bind(source.to_string())
+            .fetch_one(&mut self.connection)
+            .await
+            .map_err(database_error)?
+        {
+            tokio::time::sleep(VISIBLE_POLL).await;
+        }
+        Ok(())
+    }
+
     async fn open(&mut self) -> Result<()> {
         if !self.open {
             self.connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED").await.map_err(database_error)?;

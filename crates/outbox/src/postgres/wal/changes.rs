@@ -135,6 +135,11 @@ impl Changes {
         self.open.is_some()
     }
 
+    /// The transaction that is being read.
+    pub(super) fn source(&self) -> Option<i64> {
+        self.open.as_ref().map(|open| open.source)
+    }
+
     /// A transaction that committed then begins. `micros` are counted from the year 2000.
     pub(super) fn begin(&mut self, xid: u32, micros: i64) -> i64 {
         let source = whole_id(self.near, xid).cast_signed();

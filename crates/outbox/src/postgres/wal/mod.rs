@@ -473,6 +473,9 @@ impl Stream<'_> {
                     .catalog
                     .find(table)
                     .ok_or_else(|| Error::new(ErrorKind::Corrupt, "a table of the log has no entity any more"))?;
+                if let Some(source) = self.changes.source() {
+                    self.appender.see(source).await?;
+                }
                 // A column that was added later is missing in what was written before.
                 let now =
                     slot::columns(&mut *self.database.pool.acquire().await.map_err(database_error)?, entity).await?;

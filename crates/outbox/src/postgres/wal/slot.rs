@@ -259,12 +259,14 @@ async fn generated(conn: &mut PgConnection, catalog: &Catalog) -> Result<Vec<Str
     Ok(found)
 }
 
-/// A table that holds rows of an entity: its own, or a partition of it.
+/// A table that an entity's rows are in: its own, and partitions of it.
 struct Holder {
     /// Quoted.
     name: String,
     /// The replica identity as `ALTER TABLE` has it.
     identity: String,
+    /// Whether it has rows itself. A partitioned table has none, and its own replica identity still decides what is told of its partitions'.
+    has_rows: bool,
 }
 
 async fn holders(conn: &mut PgConnection, entity: &EntityMeta) -> Result<Vec<Holder>> {
@@ -272,16 +274,16 @@ async fn holders(conn: &mut PgConnection, entity: &EntityMeta) -> Result<Vec<Hol
         "SELECT n.nspname || '.' || c.relname, quote_ident(n.nspname) || '.' || quote_ident(c.relname),
            CASE c.relreplident WHEN 'f' THEN 'FULL' WHEN 'n' THEN 'NOTHING' WHEN 'i' THEN coalesce('USING INDEX ' || (
              SELECT quote_ident(x.relname) FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
-             WHERE i.indrelid = c.oid AND i.indisreplident), 'DEFAULT') ELSE 'DEFAULT' END
+             WHERE i.indrelid = c.oid AND i.indisreplident), 'DEFAULT') ELSE 'DEFAULT' END, c.relkind = 'r'
          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-         WHERE c.relkind = 'r' AND (c.oid = to_regclass($1) OR c.oid IN (SELECT relid FROM pg_partition_tree(to_regclass($1))))
+         WHERE c.relkind IN ('r', 'p') AND (c.oid = to_regclass($1) OR c.oid IN (SELECT relid FROM pg_partition_tree(to_regclass($1))))
          ORDER BY 1",
     )
     .bind(qualified(entity))
     .fetch_all(conn)
     .await
     .map_err(database_error)?;
-    Ok(rows.iter().map(|row| Holder { name: row.get(1), identity: row.get(2) }).collect())
+    Ok(rows.iter().map(|row| Holder { name: row.get(1), identity: row.get(2), has_rows: row.get(3) }).collect())
 }
 
 /// The function that tells what `TRUNCATE` removes, and its name.
@@ -308,13 +310,16 @@ async fn prepare(conn: &mut PgConnection, catalog: &Catalog) -> Result<()> {
     let mut text = String::new();
     for entity in catalog.entities() {
         for holder in holders(&mut transaction, entity).await? {
-            let Holder { name, identity } = &holder;
+            let Holder { name, identity, has_rows } = &holder;
             if identity != "FULL" {
                 let [relation, clause] = [name, identity].map(|text| text.replace('\'', "''"));
                 text.push_str(&format!(
                     "INSERT INTO tidewire_identity VALUES ('{relation}', '{clause}') ON CONFLICT (relation) DO UPDATE SET identity = '{clause}';
                      ALTER TABLE {name} REPLICA IDENTITY FULL; "
                 ));
+            }
+            if !has_rows {
+                continue;
             }
             let (function, body) = truncate_function(entity, &holder);
             text.push_str(&format!(
@@ -396,7 +401,7 @@ pub(in super::super) async fn check(conn: &mut PgConnection, catalog: &Catalog) 
         let holders = holders(conn, entity).await?;
         let complete = holders.iter().all(|holder| holder.identity == "FULL");
         let triggers = usize::try_from(row.get::<i64, _>(1)).unwrap_or_default();
-        if !row.get::<bool, _>(0) || !complete || triggers < holders.len() {
+        if !row.get::<bool, _>(0) || !complete || triggers < holders.iter().filter(|holder| holder.has_rows).count() {
             drifted.push(entity.name);
         }
     }
