@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use sea_orm::{EntityTrait, PaginatorTrait};
 use tidewire_axum::Server;
 use tidewire_graphql::Api;
-use tidewire_outbox::Recorder;
+use tidewire_outbox::{Lease, Recorder};
 use tokio::{net::TcpListener, task::JoinHandle};
 
 use crate::config::{Config, Retention};
@@ -33,6 +33,7 @@ pub async fn start(config: &Config, demo: bool) -> Result<App> {
         crate::migrate::up(&recorder).await?;
     }
     recorder.check().await.context("the database cannot be captured. `tidewire doctor` says more")?;
+    recorder.start_capture().await?;
     if demo && entity::task::Entity::find().count(&recorder).await? == 0 {
         crate::seed(&recorder, DEMO_ROWS).await?;
     }
@@ -79,11 +80,30 @@ impl App {
     }
 }
 
-/// Removes old changes from time to time.
+/// How long a node that removes old changes may be silent before another does it.
+const RETENTION_LEASE: Duration = Duration::from_secs(30);
+
+/// Removes old changes from time to time, if no other node of this database does.
 async fn retain(recorder: Recorder, settings: Retention) {
     if settings.max_age_hours == 0 && settings.max_changes == 0 {
         return;
     }
+    loop {
+        match Lease::acquire(&recorder, "retention", RETENTION_LEASE).await {
+            // Two at once would be in each other's way and do no harm, so that nothing here is fenced.
+            Ok(lease) => tokio::select! {
+                () = lease.lost() => {}
+                () = prune(&recorder, &settings) => {}
+            },
+            Err(error) => {
+                tracing::warn!(%error, "the lease of retention could not be had; trying again later");
+                tokio::time::sleep(Duration::from_millis(settings.interval_ms)).await;
+            }
+        }
+    }
+}
+
+async fn prune(recorder: &Recorder, settings: &Retention) {
     let keep = Some(settings.max_changes).filter(|changes| *changes > 0);
     loop {
         tokio::time::sleep(Duration::from_millis(settings.interval_ms)).await;

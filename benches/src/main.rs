@@ -10,6 +10,7 @@ mod query;
 mod resume;
 mod server;
 mod startup;
+mod tail;
 mod writes;
 
 use std::path::PathBuf;
@@ -35,6 +36,12 @@ enum Command {
         /// The built peer
         #[arg(long)]
         seaography: Option<PathBuf>,
+    },
+    /// Reading the log of a PostgreSQL against selecting and copying its rows
+    Tail {
+        /// An empty PostgreSQL database
+        #[arg(long)]
+        database: String,
     },
     /// The time to the first answer, and idle memory
     Startup {
@@ -63,6 +70,7 @@ fn main() -> Result<()> {
         Command::Query { sakila, seaography } => {
             measure::one_thread()?.block_on(query::run(&sakila, seaography.as_deref()))
         }
+        Command::Tail { database } => measure::one_thread()?.block_on(tail::run(&database)),
         Command::Startup { tidewire } => measure::one_thread()?.block_on(startup::run(&tidewire)),
     }
 }

@@ -42,8 +42,6 @@ impl Place {
     async fn new() -> Option<Self> {
         let database = TestDatabase::postgres().await?;
         let place = Self { place: Workplace::new(), url: database.url().to_owned() };
-        // What other programs write is recorded too.
-        place.place.settings("[database]\ncapture = \"triggers\"");
         place.succeed(&["migrate", "up"]).await;
         place.succeed(&["seed", "--rows", "20"]).await;
         Some(place)
@@ -51,6 +49,12 @@ impl Place {
 
     async fn succeed(&self, arguments: &[&str]) -> String {
         self.place.succeed(&[arguments, &["--database", &self.url]].concat()).await
+    }
+
+    /// Has what anybody writes recorded.
+    async fn install_triggers(&self) {
+        self.place.settings("[database]\ncapture = \"triggers\"");
+        self.succeed(&["capture", "install"]).await;
     }
 
     async fn serve(&self) -> Running {
@@ -61,6 +65,7 @@ impl Place {
 #[tokio::test]
 async fn what_other_programs_write_reaches_subscribers() {
     let Some(place) = Place::new().await else { return };
+    place.install_triggers().await;
     let server = place.serve().await;
     let mut socket = subscribe(&server, None).await;
     socket.event("labelChanges").await;
@@ -139,19 +144,29 @@ async fn a_cursor_resumes_on_any_node() {
 #[tokio::test]
 async fn capture_is_installed_removed_and_missed() {
     let Some(place) = Place::new().await else { return };
+    assert!(place.succeed(&["capture", "status"]).await.contains("8 entities are recorded by hooks"));
+    place.install_triggers().await;
+    place.install_triggers().await;
+    place.succeed(&["doctor"]).await;
     assert!(place.succeed(&["capture", "status"]).await.contains("8 entities are recorded by triggers"));
     place.succeed(&["capture", "remove"]).await;
+    assert!(place.succeed(&["capture", "status"]).await.contains("8 entities are recorded by hooks"));
     let (healthy, text) = place.place.run(&["doctor", "--database", &place.url]).await;
-    assert!(!healthy && text.contains("`tidewire capture install`"), "{text}");
-    place.succeed(&["capture", "install"]).await;
-    place.succeed(&["capture", "install"]).await;
-    place.succeed(&["doctor"]).await;
+    assert!(!healthy && text.contains("captured by hooks, and the settings say triggers"), "{text}");
+    place.install_triggers().await;
 
     // A trigger that somebody disabled is missed as well.
     let psql = Database::connect(&place.url).await.unwrap();
     psql.execute_unprepared("ALTER TABLE task DISABLE TRIGGER ALL").await.unwrap();
     let (healthy, text) = place.place.run(&["doctor", "--database", &place.url]).await;
     assert!(!healthy && text.contains("record task are missing or out of date"), "{text}");
+
+    // With hooks and triggers every write would be recorded twice.
+    place.install_triggers().await;
+    place.place.settings("");
+    psql.execute_unprepared("UPDATE tidewire_log SET capture = 'hooks'").await.unwrap();
+    let (healthy, text) = place.place.run(&["doctor", "--database", &place.url]).await;
+    assert!(!healthy && text.contains("the triggers that record task are installed too"), "{text}");
 }
 
 #[tokio::test]

@@ -39,6 +39,24 @@ impl FromStr for Capture {
     }
 }
 
+/// How far the database's own log has been read into the outbox, under [`Capture::Log`].
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct LogStatus {
+    /// The name by which the database keeps its log for us: of a replication slot.
+    pub name: String,
+    /// Whether a node reads it now.
+    pub active: bool,
+    /// How much the database has written since what was read last, in bytes; `None` where it keeps nothing for us any more.
+    pub lag_bytes: Option<u64>,
+    /// How long ago that was read, in seconds, where there is something to read.
+    pub lag_seconds: Option<u64>,
+    /// How much of its log the database keeps for us, in bytes.
+    pub kept_bytes: Option<u64>,
+    /// What keeps it from being read.
+    pub trouble: Option<String>,
+}
+
 /// That a database is captured in one way and the settings say another.
 pub(crate) fn mismatch(found: Capture, wanted: Capture) -> Error {
     Error::new(

@@ -24,7 +24,15 @@ enum Seen {
     Through { epoch: Epoch, seq: u64 },
     /// Everything that is visible in a database snapshot, and of what a later one shows, the transactions whose last change has at most this
     /// number. For databases with many writers at a time, whose numbers are not in the order of commits.
-    Visible { epoch: Epoch, base: Arc<DatabaseSnapshot>, further: Option<(Arc<DatabaseSnapshot>, u64)> },
+    ///
+    /// With `shown`, also what the tables showed in `base` and the outbox did not have yet, because it is appended from the database's own log
+    /// after the commit: all of that is in the outbox once the log has been read to this place.
+    Visible {
+        epoch: Epoch,
+        base: Arc<DatabaseSnapshot>,
+        further: Option<(Arc<DatabaseSnapshot>, u64)>,
+        shown: Option<u64>,
+    },
     /// As `Visible`, where a snapshot is told by the numbers that it shows.
     Numbered { epoch: Epoch, base: Arc<Numbers>, further: Option<(Arc<Numbers>, u64)> },
 }
@@ -63,6 +71,8 @@ pub(crate) struct DatabaseSnapshot {
     pub(crate) in_flight: Vec<u64>,
     /// The number that the outbox had given last, shortly before: says about where this is, and decides nothing.
     pub(crate) sequence: u64,
+    /// How far the database's own log had been read into the outbox; 0 where it is not captured by that.
+    pub(crate) log: u64,
 }
 
 impl DatabaseSnapshot {
@@ -89,12 +99,20 @@ impl Cursor {
     }
 
     pub(crate) fn visible(epoch: Epoch, base: Arc<DatabaseSnapshot>) -> Self {
-        Self(Seen::Visible { epoch, base, further: None })
+        Self(Seen::Visible { epoch, base, further: None, shown: None })
+    }
+
+    /// The same, for a holder who was shown the tables in `base`, where the log had been written to this place at most.
+    pub(crate) fn shown(mut self, place: u64) -> Self {
+        if let Seen::Visible { shown, .. } = &mut self.0 {
+            *shown = Some(place);
+        }
+        self
     }
 
     /// What `base` shows, and of what `further` shows, the transactions whose last change has at most this number.
     pub(crate) fn partly(epoch: Epoch, base: Arc<DatabaseSnapshot>, further: Arc<DatabaseSnapshot>, seq: u64) -> Self {
-        Self(Seen::Visible { epoch, base, further: Some((further, seq)) })
+        Self(Seen::Visible { epoch, base, further: Some((further, seq)), shown: None })
     }
 
     /// What `base` shows, and of what `further` shows, the transactions whose last change has at most this number.
@@ -119,7 +137,7 @@ impl Cursor {
         match &self.0 {
             Seen::Nothing => (None, 0),
             Seen::Through { epoch, seq } => (Some(*epoch), *seq),
-            Seen::Visible { epoch, base, further } => {
+            Seen::Visible { epoch, base, further, .. } => {
                 (Some(*epoch), further.as_ref().map_or(base.sequence, |(_, seq)| *seq))
             }
             Seen::Numbered { epoch, base, further } => {
@@ -132,9 +150,17 @@ impl Cursor {
     #[expect(clippy::type_complexity, reason = "as it is kept")]
     pub(crate) fn snapshots(&self) -> Option<(Epoch, &Arc<DatabaseSnapshot>, Option<(&Arc<DatabaseSnapshot>, u64)>)> {
         match &self.0 {
-            Seen::Visible { epoch, base, further } => {
+            Seen::Visible { epoch, base, further, .. } => {
                 Some((*epoch, base, further.as_ref().map(|(snapshot, seq)| (snapshot, *seq))))
             }
+            _ => None,
+        }
+    }
+
+    /// Of a cursor made by [`shown`](Self::shown), the place.
+    pub(crate) fn shown_to(&self) -> Option<u64> {
+        match self.0 {
+            Seen::Visible { shown, .. } => shown,
             _ => None,
         }
     }
@@ -159,8 +185,9 @@ impl Cursor {
                 base.covers(other) && further.as_ref().is_none_or(|(further, _)| base.covers(further))
             }
             (Seen::Nothing, Seen::Through { seq, .. }) => *seq == 0,
-            (Seen::Visible { base, .. }, Seen::Visible { base: other, further, .. }) => {
-                base.covers(other) && further.as_ref().is_none_or(|(further, _)| base.covers(further))
+            (Seen::Visible { base, .. }, Seen::Visible { base: theirs, further, shown, .. }) => {
+                let shown = shown.is_none_or(|place| base.log >= place || self == other);
+                shown && base.covers(theirs) && further.as_ref().is_none_or(|(further, _)| base.covers(further))
             }
             _ => self.position().1 >= other.position().1,
         }
@@ -181,9 +208,11 @@ impl fmt::Display for Cursor {
         let mut bytes = Vec::with_capacity(24);
         match &self.0 {
             Seen::Nothing => bytes.push(VERSION_NOTHING),
-            Seen::Visible { epoch, base, further } => {
+            Seen::Visible { epoch, base, further, shown } => {
                 bytes.push(VERSION_VISIBLE);
                 bytes.extend_from_slice(&epoch.0.to_be_bytes());
+                // One more than the place; 0 for none. No place is the last number of all.
+                write_number(shown.map_or(0, |place| place.saturating_add(1)), &mut bytes);
                 write_snapshot(base, &mut bytes);
                 if let Some((further, seq)) = further {
                     write_snapshot(further, &mut bytes);
@@ -243,13 +272,14 @@ fn parse(text: &str) -> Option<Cursor> {
         [VERSION_VISIBLE, ref payload @ ..] => {
             let (epoch, mut rest) = payload.split_first_chunk::<8>()?;
             let epoch = Epoch(u64::from_be_bytes(*epoch));
+            let shown = read_number(&mut rest)?.checked_sub(1);
             let base = Arc::new(read_snapshot(&mut rest)?);
-            if rest.is_empty() {
-                return Some(Cursor::visible(epoch, base));
-            }
-            let further = Arc::new(read_snapshot(&mut rest)?);
-            let seq = read_number(&mut rest)?;
-            rest.is_empty().then(|| Cursor::partly(epoch, base, further, seq))
+            let further = if rest.is_empty() {
+                None
+            } else {
+                Some((Arc::new(read_snapshot(&mut rest)?), read_number(&mut rest)?))
+            };
+            rest.is_empty().then_some(Cursor(Seen::Visible { epoch, base, further, shown }))
         }
         [VERSION_NUMBERED, ref payload @ ..] => {
             let (epoch, mut rest) = payload.split_first_chunk::<8>()?;
@@ -270,6 +300,7 @@ fn parse(text: &str) -> Option<Cursor> {
 fn write_snapshot(snapshot: &DatabaseSnapshot, out: &mut Vec<u8>) {
     write_number(snapshot.xmax, out);
     write_number(snapshot.sequence, out);
+    write_number(snapshot.log, out);
     write_number(snapshot.in_flight.len() as u64, out);
     let mut last = snapshot.xmax;
     for id in snapshot.in_flight.iter().rev() {
@@ -279,7 +310,8 @@ fn write_snapshot(snapshot: &DatabaseSnapshot, out: &mut Vec<u8>) {
 }
 
 fn read_snapshot(bytes: &mut &[u8]) -> Option<DatabaseSnapshot> {
-    let (xmax, sequence, count) = (read_number(bytes)?, read_number(bytes)?, read_number(bytes)?);
+    let (xmax, sequence, log) = (read_number(bytes)?, read_number(bytes)?, read_number(bytes)?);
+    let count = read_number(bytes)?;
     let mut in_flight = Vec::new();
     let mut last = xmax;
     for _ in 0..count {
@@ -287,7 +319,7 @@ fn read_snapshot(bytes: &mut &[u8]) -> Option<DatabaseSnapshot> {
         in_flight.push(last);
     }
     in_flight.reverse();
-    Some(DatabaseSnapshot { xmax, in_flight, sequence })
+    Some(DatabaseSnapshot { xmax, in_flight, sequence, log })
 }
 
 /// As steps down from the highest: to a hole's end, and to its beginning.
@@ -349,12 +381,17 @@ mod tests {
     #[test]
     fn a_later_snapshot_covers_an_earlier_one() {
         let snapshot = |xmax, in_flight: &[u64]| {
-            Cursor::visible(Epoch(1), Arc::new(DatabaseSnapshot { xmax, in_flight: in_flight.to_vec(), sequence: 0 }))
+            let in_flight = in_flight.to_vec();
+            Cursor::visible(Epoch(1), Arc::new(DatabaseSnapshot { xmax, in_flight, sequence: 0, log: xmax }))
         };
         let (early, later, latest) = (snapshot(10, &[7, 9]), snapshot(12, &[9, 11]), snapshot(12, &[11]));
         assert!(later.covers(&early) && latest.covers(&later) && latest.covers(&early) && early.covers(&early));
         assert!(!early.covers(&later) && !later.covers(&latest));
         assert!(early.covers(&Cursor::start()) && !Cursor::start().covers(&early));
+
+        // Who was shown the tables has seen what the outbox has when the log has been read that far.
+        let shown = early.clone().shown(12);
+        assert!(!early.covers(&shown) && later.covers(&shown) && shown.covers(&shown) && shown.covers(&early));
     }
 
     #[test]
@@ -374,13 +411,14 @@ mod tests {
     #[test]
     fn a_cursor_survives_its_text_and_nothing_else_parses() {
         let snapshot = |xmax, in_flight: &[u64], sequence| {
-            Arc::new(DatabaseSnapshot { xmax, in_flight: in_flight.to_vec(), sequence })
+            Arc::new(DatabaseSnapshot { xmax, in_flight: in_flight.to_vec(), sequence, log: sequence / 2 })
         };
         for cursor in [
             Cursor::start(),
             Cursor::through(Epoch(7), 0),
             Cursor::through(Epoch(u64::MAX), u64::MAX),
             Cursor::visible(Epoch(7), snapshot(1000, &[], 0)),
+            Cursor::visible(Epoch(7), snapshot(1000, &[998], 5)).shown(0),
             Cursor::partly(Epoch(7), snapshot(1000, &[3, 990, 999], 77), snapshot(u64::MAX, &[3], u64::MAX), 78),
             Cursor::numbered(Epoch(7), Arc::default(), None),
             Cursor::numbered(

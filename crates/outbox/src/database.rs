@@ -11,11 +11,13 @@ use std::{
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use futures_util::stream::BoxStream;
-use sea_orm::{DatabaseConnection, DbErr, ExecResult, QueryResult, Statement, TransactionOptions};
-use tokio::sync::Notify;
+use sea_orm::{
+    DatabaseConnection, DbBackend, DbErr, ExecResult, QueryResult, Statement, TransactionOptions, sea_query::Value,
+};
+use tokio::sync::{Notify, watch};
 
 use crate::{
-    capture::Capture,
+    capture::{Capture, LogStatus},
     change::Transaction,
     context::Context,
     cursor::Cursor,
@@ -57,6 +59,19 @@ pub(crate) trait Database: Send + Sync + fmt::Debug + 'static {
 
     /// Puts in place what a capture needs in the database itself, or brings it up to date, and removes what another needed.
     async fn install_capture(&self, capture: Capture) -> Result<()>;
+
+    /// Where the database's own log is what is captured: reads it, or waits until no other node does, until told to stop.
+    async fn run_capture(self: Arc<Self>, _stop: watch::Receiver<bool>) {}
+
+    /// How far the database's own log has been read, where it is what is captured.
+    async fn log_status(&self) -> Result<Option<LogStatus>> {
+        Ok(None)
+    }
+
+    /// What keeps changes from being recorded, as far as the latest look at the outbox showed it. Costs no look at the database.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
 
     /// What comparisons mean here.
     async fn semantics(&self) -> Result<Arc<Semantics>>;
@@ -139,6 +154,21 @@ pub(crate) trait Session: Send + Sync + fmt::Debug {
 
     /// Runs a statement on Tidewire's own tables.
     async fn own(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr>;
+}
+
+/// A statement on Tidewire's own tables, with the database's own placeholders in place of question marks.
+pub(crate) fn own<const N: usize>(backend: DbBackend, sql: &str, values: [Value; N]) -> Statement {
+    if backend != DbBackend::Postgres {
+        return Statement::from_sql_and_values(backend, sql, values);
+    }
+    let mut text = String::with_capacity(sql.len() + 8);
+    for (number, part) in sql.split('?').enumerate() {
+        if number > 0 {
+            text.push_str(&format!("${number}"));
+        }
+        text.push_str(part);
+    }
+    Statement::from_sql_and_values(backend, text, values)
 }
 
 /// The name of the savepoint at a level.

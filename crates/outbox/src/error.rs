@@ -16,6 +16,8 @@ pub enum ErrorKind {
     Refused,
     /// A cursor text is not one of ours.
     Cursor,
+    /// A lease is held no more: somebody else may hold it. What was to be written under it must not be.
+    Lost,
     /// A filter cannot be expressed, in SQL or in memory.
     Filter,
     /// The outbox holds something that cannot be read back.
@@ -90,11 +92,12 @@ impl StdError for Error {
 const MARK: &str = "tidewire: ";
 
 /// The kinds that are not found again in the database's own error.
-const MARKED: [(ErrorKind, &str); 8] = [
+const MARKED: [(ErrorKind, &str); 9] = [
     (ErrorKind::Registry, "registry: "),
     (ErrorKind::Setup, "setup: "),
     (ErrorKind::Refused, "refused: "),
     (ErrorKind::Cursor, "cursor: "),
+    (ErrorKind::Lost, "lost: "),
     (ErrorKind::Filter, "filter: "),
     (ErrorKind::Corrupt, "corrupt: "),
     (ErrorKind::Busy, "busy: "),

@@ -73,6 +73,8 @@ pub async fn uninstall(db: &impl ConnectionTrait) -> Result<()> {
         "tidewire_others",
         "tidewire_replaced",
         "tidewire_mutation",
+        "tidewire_lease",
+        "tidewire_identity",
         "tidewire_schema",
     ] {
         db.execute_unprepared(&format!("DROP TABLE IF EXISTS {table}")).await?;

@@ -8,9 +8,11 @@ mod cursor;
 mod database;
 mod error;
 pub mod filter;
+mod hooks;
 mod image;
 mod install;
 pub mod json;
+mod lease;
 mod log;
 mod mysql;
 mod postgres;
@@ -21,7 +23,7 @@ mod sqlite;
 mod times;
 
 pub use self::{
-    capture::Capture,
+    capture::{Capture, LogStatus},
     change::{Change, Operation, Transaction},
     context::{Actor, MutationId, Origin},
     cursor::{Cursor, Epoch},
@@ -30,6 +32,7 @@ pub use self::{
     filter::Filter,
     image::Image,
     install::{SCHEMA_VERSION, install, installed, uninstall},
+    lease::Lease,
     log::{
         Batch, Event, EventKind, Events, Follower, Log, LogOptions, Shape, Snapshot, Start, Step, TailStats, classify,
     },

@@ -24,7 +24,7 @@ impl TestDatabase {
 
     /// An empty PostgreSQL database; `None` where PostgreSQL is not installed.
     pub async fn postgres() -> Option<Self> {
-        Some(Self { url: PostgresServer::shared().await?.create().await, folder: None, capture: Capture::Triggers })
+        Some(Self { url: PostgresServer::shared().await?.create().await, folder: None, capture: Capture::Hooks })
     }
 
     /// An empty MariaDB database; `None` where MariaDB is not installed.
@@ -101,6 +101,7 @@ impl TestDatabase {
         create(recorder.unrecorded()).await;
         recorder.install_capture().await.unwrap();
         recorder.check().await.unwrap();
+        recorder.start_capture().await.unwrap();
         recorder
     }
 }

@@ -80,7 +80,8 @@ impl PostgresServer {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         // The keeper waits for the pipe to close, and then stops the server at once and tidies up: this process may be gone by then.
         let script = "\"$0\" -D \"$1\" -p \"$2\" -k \"$1\" -c listen_addresses=127.0.0.1 -c fsync=off -c wal_level=logical \
-                      -c deadlock_timeout=20ms -c max_connections=300 -c max_prepared_transactions=10 >\"$1/log\" 2>&1 & server=$!; cat; kill -QUIT $server; wait $server; rm -rf \"${1%/*}\"";
+                      -c deadlock_timeout=20ms -c max_connections=300 -c max_prepared_transactions=10 \
+                      -c max_replication_slots=1000 -c max_wal_senders=1000 -c max_slot_wal_keep_size=1GB >\"$1/log\" 2>&1 & server=$!; cat; kill -QUIT $server; wait $server; rm -rf \"${1%/*}\"";
         let keeper = ordinary_user::command(Path::new("/bin/sh"), user)
             .arg("-c")
             .arg(script)

@@ -8,19 +8,24 @@ use crate::TestDatabase;
 pub enum Target {
     SqliteHooks,
     SqliteTriggers,
+    PostgresHooks,
     PostgresTriggers,
+    PostgresLog,
     MariadbTriggers,
 }
 
 impl Target {
     /// A fresh database; `None`, having said so, where its server is not installed.
     pub async fn database(self) -> Option<TestDatabase> {
-        match self {
-            Self::SqliteHooks => Some(TestDatabase::sqlite()),
-            Self::SqliteTriggers => Some(TestDatabase::sqlite().captured_by(Capture::Triggers)),
-            Self::PostgresTriggers => Some(TestDatabase::postgres().await?.captured_by(Capture::Triggers)),
-            Self::MariadbTriggers => Some(TestDatabase::mariadb().await?.captured_by(Capture::Triggers)),
-        }
+        let (database, capture) = match self {
+            Self::SqliteHooks => (Some(TestDatabase::sqlite()), Capture::Hooks),
+            Self::SqliteTriggers => (Some(TestDatabase::sqlite()), Capture::Triggers),
+            Self::PostgresHooks => (TestDatabase::postgres().await, Capture::Hooks),
+            Self::PostgresTriggers => (TestDatabase::postgres().await, Capture::Triggers),
+            Self::PostgresLog => (TestDatabase::postgres().await, Capture::Log),
+            Self::MariadbTriggers => (TestDatabase::mariadb().await, Capture::Triggers),
+        };
+        Some(database?.captured_by(capture))
     }
 }
 
@@ -47,31 +52,24 @@ macro_rules! on_every_target {
 
             async fn body($database: $crate::TestDatabase) $body
 
-            async fn on(target: $crate::Target) {
-                if let Some(database) = target.database().await {
+            $crate::on_every_target! { @each
+                sqlite_hooks: SqliteHooks,
+                sqlite_triggers: SqliteTriggers,
+                postgres_hooks: PostgresHooks,
+                postgres_triggers: PostgresTriggers,
+                postgres_log: PostgresLog,
+                mariadb_triggers: MariadbTriggers,
+            }
+        }
+    };
+    (@each $($test:ident: $target:ident,)*) => {
+        $(
+            #[::tokio::test(flavor = "multi_thread")]
+            async fn $test() {
+                if let Some(database) = $crate::Target::$target.database().await {
                     body(database).await;
                 }
             }
-
-            #[::tokio::test(flavor = "multi_thread")]
-            async fn sqlite_hooks() {
-                on($crate::Target::SqliteHooks).await;
-            }
-
-            #[::tokio::test(flavor = "multi_thread")]
-            async fn sqlite_triggers() {
-                on($crate::Target::SqliteTriggers).await;
-            }
-
-            #[::tokio::test(flavor = "multi_thread")]
-            async fn postgres_triggers() {
-                on($crate::Target::PostgresTriggers).await;
-            }
-
-            #[::tokio::test(flavor = "multi_thread")]
-            async fn mariadb_triggers() {
-                on($crate::Target::MariadbTriggers).await;
-            }
-        }
+        )*
     };
 }

@@ -119,7 +119,7 @@ pub struct TailStats {
     pub ring_transactions: u64,
     /// Bytes in the ring.
     pub ring_bytes: u64,
-    /// Whether its last look at the outbox succeeded.
+    /// Whether its last look at the outbox succeeded, and showed nothing that keeps changes from being recorded.
     pub healthy: bool,
     /// How often the outbox was read for followers whose place was not in the ring.
     pub outbox_reads: u64,
@@ -213,7 +213,9 @@ impl Log {
 
     /// What the tail of this process has done; all zero while nobody follows.
     pub fn tail_stats(&self) -> TailStats {
-        let Some(shared) = self.inner.shared.get() else { return TailStats { healthy: true, ..TailStats::default() } };
+        let Some(shared) = self.inner.shared.get() else {
+            return TailStats { healthy: self.inner.database.trouble().is_none(), ..TailStats::default() };
+        };
         let places = shared.places.all();
         let ring = shared.ring.read().unwrap_or_else(PoisonError::into_inner);
         let behind = places.iter().filter(|place| place.is_none()).count();
@@ -226,7 +228,7 @@ impl Log {
             changes: shared.changes.load(Ordering::Relaxed),
             ring_transactions: ring.len() as u64,
             ring_bytes: ring.bytes() as u64,
-            healthy: shared.healthy.load(Ordering::Relaxed),
+            healthy: shared.healthy.load(Ordering::Relaxed) && self.inner.database.trouble().is_none(),
             outbox_reads: self.inner.chunks.reads.load(Ordering::Relaxed),
             followers: places.len() as u64,
             followers_behind: behind as u64,

@@ -12,6 +12,9 @@
 //! ```
 //!
 //! In a window, transactions that go on behind its end wait for a later one.
+//!
+//! Under capture by the log (`wal`), one transaction appends others. Those are told apart by their own ids (`source`); each one's rows stand
+//! together, in the order of commits.
 
 use std::sync::Arc;
 
@@ -20,8 +23,9 @@ use futures_util::TryStreamExt;
 use sea_query_sqlx::SqlxValues;
 use sqlx::{AssertSqlSafe, PgConnection, Postgres as Sqlx, Row, Transaction as SqlxTransaction, postgres::PgRow};
 
-use super::{Postgres, database_error, dialect::PostgresDialect};
+use super::{Postgres, database_error, dialect::PostgresDialect, wal};
 use crate::{
+    capture::Capture,
     change::{Change, Operation, Texts, Transaction},
     cursor::{Cursor, DatabaseSnapshot, Epoch},
     database::{Fetched, Pruned, Read, ResyncReason, SnapshotSource, Stats},
@@ -44,23 +48,31 @@ fn signed(value: u64) -> i64 {
 }
 
 /// `10:20:10,14,15`, as PostgreSQL writes a snapshot.
-fn parse(text: &str, sequence: u64) -> Result<Arc<DatabaseSnapshot>> {
+fn parse(text: &str, sequence: u64, log: u64) -> Result<Arc<DatabaseSnapshot>> {
     let parsed = || {
         let mut parts = text.splitn(3, ':');
         let (_, xmax, list) = (parts.next()?, parts.next()?.parse().ok()?, parts.next()?);
         let in_flight = list.split(',').filter(|id| !id.is_empty()).map(str::parse).collect::<Result<Vec<_>, _>>();
-        Some(DatabaseSnapshot { xmax, in_flight: in_flight.ok()?, sequence })
+        Some(DatabaseSnapshot { xmax, in_flight: in_flight.ok()?, sequence, log })
     };
     parsed().map(Arc::new).ok_or_else(|| Error::new(ErrorKind::Corrupt, "the database's snapshot has an unknown form"))
 }
 
 pub(super) async fn position(database: &Postgres) -> Result<Cursor> {
-    let epoch = database.epoch().await?;
+    if database.captured().await? == Capture::Log {
+        // What has been committed by now is in the outbox a little later.
+        wal::arrive(database, None).await?;
+    }
+    database.epoch().await?;
     let mut conn = database.pool.acquire().await.map_err(database_error)?;
     let sequence = sequence(&mut conn).await?;
-    let snapshot: String =
-        sqlx::query_scalar("SELECT pg_current_snapshot()::text").fetch_one(&mut *conn).await.map_err(database_error)?;
-    Ok(Cursor::visible(epoch, parse(&snapshot, sequence)?))
+    let row = sqlx::query("SELECT pg_current_snapshot()::text, lsn, epoch FROM tidewire_log")
+        .fetch_one(&mut *conn)
+        .await
+        .map_err(database_error)?;
+    let epoch = Epoch(row.get::<i64, _>(2).cast_unsigned());
+    database.set_epoch(epoch);
+    Ok(Cursor::visible(epoch, parse(row.get(0), sequence, row.get::<i64, _>(1).cast_unsigned())?))
 }
 
 async fn sequence(conn: &mut PgConnection) -> Result<u64> {
@@ -69,17 +81,28 @@ async fn sequence(conn: &mut PgConnection) -> Result<u64> {
 }
 
 pub(super) async fn read(database: &Postgres, after: &Cursor, until: Option<&Cursor>, limit: usize) -> Result<Read> {
-    let epoch = database.epoch().await?;
-    let nothing = Arc::new(DatabaseSnapshot { xmax: 0, in_flight: Vec::new(), sequence: 0 });
+    let mut epoch = database.epoch().await?;
+    let nothing = Arc::new(DatabaseSnapshot { xmax: 0, in_flight: Vec::new(), sequence: 0, log: 0 });
     let (base, rest) = match after.snapshots() {
-        Some((of, _, _)) if of != epoch => return Ok(Read::Resync(ResyncReason::Epoch)),
-        Some((_, base, rest)) => (Arc::clone(base), rest.map(|(further, seq)| (Arc::clone(further), seq))),
+        // Another node may know of a newer one.
+        Some((of, _, _)) if of != epoch && of != database.look_for_epoch().await? => {
+            return Ok(Read::Resync(ResyncReason::Epoch));
+        }
+        Some((of, base, rest)) => {
+            epoch = of;
+            (Arc::clone(base), rest.map(|(further, seq)| (Arc::clone(further), seq)))
+        }
         None if *after == Cursor::start() => (nothing, None),
         // Of another kind of database.
         None => return Ok(Read::Resync(ResyncReason::Epoch)),
     };
+    let shown = after.shown_to();
     let until = until.and_then(Cursor::snapshots).and_then(|(_, base, rest)| rest.is_none().then(|| Arc::clone(base)));
-    let reader = Reader { database, epoch, limit: limit.max(1) };
+    let until = until.filter(|until| shown.is_none_or(|place| until.log >= place));
+    if let (Some(place), None, None) = (shown, &rest, &until) {
+        wal::arrive(database, Some(place)).await?;
+    }
+    let reader = Reader { database, epoch, shown, limit: limit.max(1) };
     match rest {
         // First what is left of the window that the reader stands in.
         Some((further, seq)) => match reader.window(&base, Some(&further), seq).await? {
@@ -95,12 +118,15 @@ pub(super) async fn read(database: &Postgres, after: &Cursor, until: Option<&Cur
 struct Reader<'a> {
     database: &'a Postgres,
     epoch: Epoch,
+    /// Where the reader was shown the tables in the window's base (see [`Cursor::shown`]).
+    shown: Option<u64>,
     limit: usize,
 }
 
 /// A row of the outbox that belongs to a transaction which the window has whole.
 struct Step {
-    xid: i64,
+    /// Its id; and where it was appended by another, as capture by the log does it, that one's and its own.
+    of: (i64, i64),
     last: u64,
     change: Option<Change>,
 }
@@ -121,26 +147,35 @@ impl Reader<'_> {
         // A snapshot in the past is told by arithmetic: an id before its end was either in flight, or had ended; and of one that was rolled
         // back there are no rows.
         const UNSEEN: &str = "(xid >= $2 OR xid = ANY($3)) AND xid < $4 AND NOT xid = ANY($5)";
+        // Who was shown the tables has seen what the base shows, though it was appended later.
+        const NOT_SHOWN: &str = "AND (source = 0 OR source >= $2 OR source = ANY($3))";
+        let not_shown = if self.shown.is_some() { NOT_SHOWN } else { "" };
         // At the start of a window the rows are found by their ids: few, where a reader keeps up. Behind its first rows nearly all that follow
         // are of the window, so they are found by their numbers. (A number that had been given when `base` was taken is no bound: a snapshot's
         // end is the id after the last that has ended, and ids from there on may have been given, and have drawn numbers, before.)
         let window = if behind == 0 {
-            format!("win AS MATERIALIZED (SELECT seq, xid FROM tidewire_outbox WHERE {UNSEEN} AND seq > $1)")
+            format!(
+                "win AS MATERIALIZED (SELECT seq, xid, source FROM tidewire_outbox WHERE {UNSEEN} {not_shown} AND seq > $1)"
+            )
         } else {
-            format!("win AS (SELECT seq, xid FROM tidewire_outbox WHERE seq > $1 AND {UNSEEN} ORDER BY seq LIMIT $6)")
+            format!(
+                "win AS (SELECT seq, xid, source FROM tidewire_outbox WHERE seq > $1 AND {UNSEEN} {not_shown} ORDER BY seq LIMIT $6)"
+            )
         };
         let text = format!(
             "WITH {window},
-            top AS MATERIALIZED (SELECT seq, xid FROM win ORDER BY seq LIMIT $6),
+            top AS MATERIALIZED (SELECT seq, xid, source FROM win ORDER BY seq LIMIT $6),
             edge AS MATERIALIZED (SELECT count(*) AS rows, max(seq) AS seq FROM top),
             done AS MATERIALIZED (
-              SELECT xid, max(seq) AS last FROM top GROUP BY xid
+              SELECT xid, source, max(seq) AS last FROM top GROUP BY xid, source
               HAVING (SELECT rows FROM edge) < $6
-                OR NOT EXISTS (SELECT 1 FROM tidewire_outbox o WHERE o.xid = top.xid AND o.seq > (SELECT seq FROM edge)))
-            SELECT state.snapshot, state.trimmed_xid, edge.rows, edge.seq AS edge, found.last, found.xid, found.seq, found.entity,
+                OR NOT EXISTS (SELECT 1 FROM tidewire_outbox o
+                               WHERE o.xid = top.xid AND o.source = top.source AND o.seq > (SELECT seq FROM edge)))
+            SELECT state.snapshot, state.trimmed_xid, edge.rows, edge.seq AS edge, found.last, found.xid, found.source, state.epoch,
+              state.lsn, state.trouble, found.seq, found.entity,
               found.operation, found.before, found.after, found.actor, found.origin, found.mutation_id, found.at
-            FROM (SELECT pg_current_snapshot()::text AS snapshot, trimmed_xid FROM tidewire_log) state, edge
-            LEFT JOIN (SELECT done.last, o.* FROM done JOIN tidewire_outbox o USING (xid)) found ON true
+            FROM (SELECT pg_current_snapshot()::text AS snapshot, trimmed_xid, epoch, lsn, trouble FROM tidewire_log) state, edge
+            LEFT JOIN (SELECT done.last, o.* FROM done JOIN tidewire_outbox o USING (xid, source)) found ON true
             ORDER BY found.last, found.seq"
         );
         let list = |ids: &[u64]| ids.iter().map(|id| signed(*id)).collect::<Vec<_>>();
@@ -158,7 +193,13 @@ impl Reader<'_> {
         let mut of_one = 0_usize;
         while let Some(row) = rows.try_next().await.map_err(database_error)? {
             if state.is_none() {
-                let snapshot = parse(row.get(0), sequence)?;
+                let snapshot = parse(row.get(0), sequence, row.get::<i64, _>(8).cast_unsigned())?;
+                self.database.note_trouble(row.get(9));
+                let now = Epoch(row.get::<i64, _>(7).cast_unsigned());
+                if now != self.epoch {
+                    self.database.set_epoch(now);
+                    return Ok(Read::Resync(ResyncReason::Epoch));
+                }
                 if base.xmax > snapshot.xmax {
                     return Ok(Read::Resync(ResyncReason::Epoch));
                 }
@@ -170,13 +211,13 @@ impl Reader<'_> {
                 state = Some((snapshot, row.get::<i64, _>(2).cast_unsigned(), row.get::<Option<i64>, _>(3)));
             }
             let Some(last) = row.get::<Option<i64>, _>(4) else { break };
-            let xid = row.get::<i64, _>(5);
-            of_one = if steps.last().is_some_and(|step| step.xid == xid) { of_one + 1 } else { 1 };
+            let of = (row.get::<i64, _>(5), row.get::<i64, _>(6));
+            of_one = if steps.last().is_some_and(|step| step.of == of) { of_one + 1 } else { 1 };
             if of_one > MAX_TRANSACTION {
                 return Ok(Read::Resync(ResyncReason::Oversized));
             }
             steps.push(Step {
-                xid,
+                of,
                 last: last.cast_unsigned(),
                 change: change(&mut texts, &self.database.catalog, &row)?,
             });
@@ -194,7 +235,11 @@ impl Reader<'_> {
     }
 
     fn cursor(&self, base: &Arc<DatabaseSnapshot>, further: &Arc<DatabaseSnapshot>, seq: u64) -> Cursor {
-        Cursor::partly(self.epoch, Arc::clone(base), Arc::clone(further), seq)
+        let cursor = Cursor::partly(self.epoch, Arc::clone(base), Arc::clone(further), seq);
+        match self.shown {
+            Some(place) => cursor.shown(place),
+            None => cursor,
+        }
     }
 
     /// The steps by transaction. The last of a complete window stands at its end.
@@ -208,7 +253,7 @@ impl Reader<'_> {
         let mut transactions: Vec<(Cursor, Vec<Change>)> = Vec::new();
         let mut of = None;
         for step in steps {
-            if of.replace(step.xid) != Some(step.xid) {
+            if of.replace(step.of) != Some(step.of) {
                 transactions.push((self.cursor(base, further, step.last), Vec::new()));
             }
             if let Some((_, changes)) = transactions.last_mut() {
@@ -245,11 +290,11 @@ fn change(texts: &mut Texts, catalog: &Catalog, row: &PgRow) -> Result<Option<Ch
 /// All selects as columns of one statement, and so of one snapshot.
 pub(super) async fn fetch(database: &Postgres, selects: &[Select], with_cursor: bool) -> Result<Fetched> {
     let mut conn = database.pool.acquire().await.map_err(database_error)?;
-    let sequence = if with_cursor { Some((database.epoch().await?, sequence(&mut conn).await?)) } else { None };
+    let moment = if with_cursor { Some(Moment::before(database, &mut conn).await?) } else { None };
     let mut sql = Sql::default();
     sql.push("SELECT ");
     if with_cursor {
-        sql.push("pg_current_snapshot()::text, ");
+        sql.push(Moment::SQL).push(", ");
     }
     sql.separated(", ", selects, |sql, select| {
         sql.push("(");
@@ -261,16 +306,38 @@ pub(super) async fn fetch(database: &Postgres, selects: &[Select], with_cursor: 
     }
     let values = SqlxValues(sea_orm::sea_query::Values(sql.values));
     let row = sqlx::query_with(AssertSqlSafe(sql.text), values).fetch_one(&mut *conn).await.map_err(database_error)?;
-    let first = usize::from(with_cursor);
+    let first = if with_cursor { Moment::COLUMNS } else { 0 };
     let parts = (first..first + selects.len())
         .map(|index| row.try_get(index))
         .collect::<Result<_, _>>()
         .map_err(database_error)?;
-    let cursor = match sequence {
-        Some((epoch, sequence)) => Some(Cursor::visible(epoch, parse(row.get(0), sequence)?)),
-        None => None,
-    };
+    let cursor = moment.map(|moment| moment.cursor(&row)).transpose()?;
     Ok(Fetched { parts, cursor })
+}
+
+/// What is needed to make a cursor of the moment that a statement sees the tables at.
+struct Moment {
+    sequence: u64,
+    captured: Capture,
+}
+
+impl Moment {
+    /// The columns of the statement. The log's end is looked up when the snapshot has been taken, so all that the snapshot shows lies before.
+    const SQL: &str = "pg_current_snapshot()::text, (SELECT lsn FROM tidewire_log), (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint, \
+         (SELECT epoch FROM tidewire_log)";
+    const COLUMNS: usize = 4;
+
+    /// Before the statement, on any connection.
+    async fn before(database: &Postgres, conn: &mut PgConnection) -> Result<Self> {
+        database.epoch().await?;
+        Ok(Self { captured: database.captured().await?, sequence: sequence(conn).await? })
+    }
+
+    fn cursor(&self, row: &PgRow) -> Result<Cursor> {
+        let number = |index| row.get::<i64, _>(index).cast_unsigned();
+        let cursor = Cursor::visible(Epoch(number(3)), parse(row.get(0), self.sequence, number(1))?);
+        Ok(if self.captured == Capture::Log { cursor.shown(number(2)) } else { cursor })
+    }
 }
 
 /// Rows of one moment, read in parts in a transaction that keeps the moment.
@@ -282,17 +349,16 @@ struct PostgresSnapshot {
 }
 
 pub(super) async fn snapshot(database: &Postgres, entity: EntityId, filter: Filter) -> Result<Box<dyn SnapshotSource>> {
-    let epoch = database.epoch().await?;
     let mut conn = database.pool.acquire().await.map_err(database_error)?;
-    let sequence = sequence(&mut conn).await?;
+    let before = Moment::before(database, &mut conn).await?;
     drop(conn);
     let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
     let mut transaction = database.pool.begin_with(begin).await.map_err(database_error)?;
-    let moment: String = sqlx::query_scalar("SELECT pg_current_snapshot()::text")
+    let moment = sqlx::query(AssertSqlSafe(format!("SELECT {}", Moment::SQL)))
         .fetch_one(&mut *transaction)
         .await
         .map_err(database_error)?;
-    let cursor = Cursor::visible(epoch, parse(&moment, sequence)?);
+    let cursor = before.cursor(&moment)?;
     let columns = database.catalog.entity(entity).columns.len();
     let select = Select { items: (0..columns).map(Item::Cell).collect(), filter, ..Select::new(entity) };
     Ok(Box::new(PostgresSnapshot { transaction, catalog: Arc::clone(&database.catalog), select, cursor }))

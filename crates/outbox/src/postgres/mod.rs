@@ -1,34 +1,40 @@
 //! PostgreSQL.
 
 mod dialect;
+mod hooks;
 mod log;
 mod packed;
 pub(crate) mod schema;
 mod session;
 mod statement;
 mod triggers;
+mod wal;
 
 use std::{
     fmt,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
     time::Duration,
 };
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use futures_util::StreamExt;
-use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DbErr, ExecResult, QueryResult, Statement, StreamTrait, TransactionOptions,
-};
+use sea_orm::{DatabaseConnection, DbErr, Statement, StreamTrait, TransactionOptions};
 use sqlx::{
     ConnectOptions,
+    pool::PoolConnection,
     postgres::{PgConnectOptions, PgPool, PgPoolOptions},
 };
-use tokio::sync::{Notify, OnceCell};
+use tokio::sync::{Notify, watch};
 
-use self::{dialect::PostgresDialect, session::PostgresSession, statement::Effect};
+use self::{
+    dialect::PostgresDialect,
+    hooks::Hooks,
+    session::{Capturing, PostgresSession},
+    statement::Scripts,
+};
 use crate::{
-    capture::{self, Capture},
+    capture::{self, Capture, LogStatus},
     context::Context,
     cursor::{Cursor, Epoch},
     database::{Database, Executed, Fetched, Packed, Pruned, Read, Rows, Session, SnapshotSource, Stats, Text},
@@ -50,11 +56,15 @@ pub(crate) struct Postgres {
     connection: DatabaseConnection,
     pool: PgPool,
     doorbell: Arc<Notify>,
-    epoch: OnceCell<Epoch>,
+    epoch: RwLock<Option<Epoch>>,
     /// How the options want it captured.
     wanted: Option<Capture>,
-    captured: OnceCell<Capture>,
+    captured: Mutex<Option<Capture>>,
+    hooks: Hooks,
+    scripts: Arc<Scripts>,
     semantics: OnceLock<Arc<Semantics>>,
+    /// Capture by the database's own log.
+    log: wal::Shared,
 }
 
 impl fmt::Debug for Postgres {
@@ -90,39 +100,83 @@ impl Postgres {
     /// Uses a pool that the caller has.
     pub(crate) fn with_pool(pool: &PgPool, options: &RecorderOptions, catalog: Arc<Catalog>) -> Self {
         Self {
+            hooks: Hooks::new(Arc::clone(&catalog)),
+            scripts: Arc::default(),
             catalog,
             connection: DatabaseConnection::from(pool.clone()),
             pool: pool.clone(),
             doorbell: Arc::default(),
-            epoch: OnceCell::new(),
+            epoch: RwLock::default(),
             wanted: options.capture,
-            captured: OnceCell::new(),
+            captured: Mutex::default(),
             semantics: OnceLock::new(),
+            log: wal::Shared::new(options),
         }
     }
 
+    /// The log's epoch, as this process knows it.
     async fn epoch(&self) -> Result<Epoch> {
-        let epoch = self.epoch.get_or_try_init(|| async {
-            let mut conn = self.pool.acquire().await.map_err(database_error)?;
-            schema::epoch(&mut conn).await.map(Epoch)
-        });
-        epoch.await.copied()
+        match self.known_epoch() {
+            Some(epoch) => Ok(epoch),
+            None => self.look_for_epoch().await,
+        }
+    }
+
+    /// The log's epoch as it is. Reads find out when it changes.
+    async fn look_for_epoch(&self) -> Result<Epoch> {
+        let mut conn = self.acquire().await?;
+        let epoch = Epoch(schema::epoch(&mut conn).await?);
+        self.set_epoch(epoch);
+        Ok(epoch)
+    }
+
+    fn known_epoch(&self) -> Option<Epoch> {
+        *self.epoch.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_epoch(&self, epoch: Epoch) {
+        *self.epoch.write().unwrap_or_else(PoisonError::into_inner) = Some(epoch);
+    }
+
+    /// What keeps the database's log from being read, as the latest look at the outbox showed it.
+    fn note_trouble(&self, trouble: Option<&str>) {
+        self.log.note_trouble(trouble);
     }
 
     /// How it is captured, which has to be known before the first write.
     async fn captured(&self) -> Result<Capture> {
-        let captured = self.captured.get_or_try_init(|| async {
-            let found = self.capture().await?;
-            match self.wanted {
-                Some(wanted) if wanted != found => Err(capture::mismatch(found, wanted)),
-                _ => Ok(found),
-            }
-        });
-        captured.await.copied()
+        let known = *self.captured.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(captured) = known {
+            return Ok(captured);
+        }
+        let found = self.capture().await?;
+        if let Some(wanted) = self.wanted.filter(|wanted| *wanted != found) {
+            return Err(capture::mismatch(found, wanted));
+        }
+        *self.captured.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
+        Ok(found)
     }
 
-    fn effect(sql: &str) -> Result<Effect, DbErr> {
-        statement::effect(sql).map_err(|why| Error::new(ErrorKind::Refused, why).into())
+    /// How writes are recorded from now on.
+    async fn capturing(&self) -> Result<Capturing> {
+        Ok(match self.captured().await? {
+            Capture::Hooks => Capturing::Hooks(self.hooks.schema(&self.pool).await?),
+            Capture::Triggers => Capturing::Triggers(Arc::clone(&self.scripts)),
+            Capture::Log => Capturing::Log(Arc::clone(&self.scripts)),
+        })
+    }
+
+    async fn acquire(&self) -> Result<PoolConnection<sqlx::Postgres>> {
+        self.pool.acquire().await.map_err(database_error)
+    }
+
+    /// Runs a text in a transaction of its own.
+    async fn in_transaction(&self, statement: Statement, text: Text, context: &Context) -> Result<Executed, DbErr> {
+        let session = self.begin(context, TransactionOptions::default()).await?;
+        // On an error the session is dropped, which rolls it back.
+        let executed = session.execute(statement, text, context).await?;
+        session.commit().await?;
+        Ok(executed)
     }
 }
 
@@ -153,25 +207,58 @@ impl Database for Postgres {
 
     async fn check(&self) -> Result<()> {
         let captured = self.captured().await?;
-        let mut conn = self.pool.acquire().await.map_err(database_error)?;
+        let mut conn = self.acquire().await?;
         schema::check(&mut conn, &self.catalog, captured).await?;
         drop(conn);
+        if captured == Capture::Hooks {
+            self.hooks.check(&self.pool).await?;
+        }
         self.epoch().await.map(drop)
     }
 
     async fn capture(&self) -> Result<Capture> {
-        let mut conn = self.pool.acquire().await.map_err(database_error)?;
+        let mut conn = self.acquire().await?;
         schema::capture(&mut conn).await
     }
 
     async fn install_capture(&self, capture: Capture) -> Result<()> {
-        let mut conn = self.pool.acquire().await.map_err(database_error)?;
+        let mut conn = self.acquire().await?;
+        if capture == Capture::Log {
+            wal::install(self, &mut conn).await?;
+            *self.captured.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            return Ok(());
+        }
+        let was_log = schema::capture(&mut conn).await? == Capture::Log;
+        if was_log {
+            wal::finish(self).await;
+        }
         match capture {
             Capture::Triggers => triggers::install(&mut conn, &self.catalog).await?,
             Capture::Hooks | Capture::Log => triggers::remove(&mut conn, &self.catalog).await?,
         }
         let said = sqlx::query("UPDATE tidewire_log SET capture = $1 WHERE capture <> $1");
-        said.bind(capture.to_string()).execute(&mut *conn).await.map(drop).map_err(database_error)
+        said.bind(capture.to_string()).execute(&mut *conn).await.map_err(database_error)?;
+        *self.captured.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        if was_log {
+            wal::remove(self, &mut conn).await?;
+        }
+        Ok(())
+    }
+
+    async fn run_capture(self: Arc<Self>, stop: watch::Receiver<bool>) {
+        wal::run(self, stop).await;
+    }
+
+    async fn log_status(&self) -> Result<Option<LogStatus>> {
+        if self.capture().await? != Capture::Log {
+            return Ok(None);
+        }
+        let mut conn = self.acquire().await?;
+        wal::status(&mut conn).await.map(Some)
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.log.trouble()
     }
 
     async fn semantics(&self) -> Result<Arc<Semantics>> {
@@ -181,29 +268,44 @@ impl Database for Postgres {
     }
 
     async fn execute(&self, statement: Statement, text: Text, context: &Context) -> Result<Executed, DbErr> {
-        let effect = Self::effect(&statement.sql)?;
-        if effect == Effect::Write && *context != Context::default() {
-            let session = self.begin(context, TransactionOptions::default()).await?;
-            // On an error the session is dropped, which rolls it back.
-            let executed = session.execute(statement, text, context).await?;
-            session.commit().await?;
-            return Ok(executed);
+        match self.capturing().await {
+            Ok(Capturing::Hooks(schema)) => {
+                let program = schema.program(&statement.sql)?;
+                if program.as_ref().is_some_and(|program| program.needs_transaction(text)) {
+                    return self.in_transaction(statement, text, context).await;
+                }
+                let mut conn = self.acquire().await?;
+                let answer = schema.run(&mut conn, program.as_deref(), statement, text, context).await?;
+                if program.is_some_and(|program| !program.is_plain()) {
+                    self.doorbell.notify_one();
+                }
+                Ok(answer.into())
+            }
+            Ok(Capturing::Triggers(scripts) | Capturing::Log(scripts)) => {
+                let writes = scripts.writes(&statement.sql)?;
+                if writes && *context != Context::default() {
+                    return self.in_transaction(statement, text, context).await;
+                }
+                let answer = session::run_as_it_is(&mut *self.acquire().await?, statement, text).await?;
+                if writes {
+                    self.doorbell.notify_one();
+                }
+                Ok(answer.into())
+            }
+            // Before there is an outbox one can read.
+            Err(error) => match self.scripts.writes(&statement.sql)? {
+                true => Err(error.into()),
+                false => Ok(session::run_as_it_is(&mut *self.acquire().await?, statement, text).await?.into()),
+            },
         }
-        let executed = if text == Text::Many {
-            let result = self.connection.execute_unprepared(&statement.sql).await?;
-            Executed { result, rows: Vec::new() }
-        } else {
-            let mut conn = self.pool.acquire().await.map_err(|error| DbErr::from(database_error(error)))?;
-            session::run(&mut conn, statement).await?
-        };
-        if effect == Effect::Write {
-            self.doorbell.notify_one();
-        }
-        Ok(executed)
     }
 
     async fn stream(&self, statement: Statement, context: &Context) -> Result<Rows<'static>, DbErr> {
-        if Self::effect(&statement.sql)? == Effect::Write {
+        let reads = match self.capturing().await? {
+            Capturing::Hooks(schema) => schema.program(&statement.sql)?.is_none_or(|program| program.is_plain()),
+            Capturing::Triggers(scripts) | Capturing::Log(scripts) => !scripts.writes(&statement.sql)?,
+        };
+        if !reads {
             let executed = self.execute(statement, Text::One, context).await?;
             return Ok(futures_util::stream::iter(executed.rows.into_iter().map(Ok)).boxed());
         }
@@ -218,8 +320,10 @@ impl Database for Postgres {
     }
 
     async fn begin(&self, context: &Context, options: TransactionOptions) -> Result<Arc<dyn Session>, DbErr> {
+        let capturing = self.capturing().await?;
         let transaction = session::begin(&self.pool, &options).await?;
-        let session = PostgresSession::new(transaction, Arc::clone(&self.catalog), Arc::clone(&self.doorbell));
+        let session =
+            PostgresSession::new(transaction, capturing, Arc::clone(&self.catalog), Arc::clone(&self.doorbell));
         session.set_context(context).await?;
         Ok(Arc::new(session))
     }
@@ -241,8 +345,8 @@ impl Database for Postgres {
     }
 
     fn continues(&self, cursor: &Cursor) -> bool {
-        match (cursor.position().0, self.epoch.get()) {
-            (Some(of), Some(epoch)) => of == *epoch,
+        match (cursor.position().0, self.known_epoch()) {
+            (Some(of), Some(epoch)) => of == epoch,
             (of, _) => of.is_none(),
         }
     }
@@ -258,10 +362,6 @@ impl Database for Postgres {
     async fn close(&self) {
         self.pool.close().await;
     }
-}
-
-fn executed(result: sqlx::postgres::PgQueryResult, rows: Vec<sqlx::postgres::PgRow>) -> Executed {
-    Executed { result: ExecResult::from(result), rows: rows.into_iter().map(QueryResult::from).collect() }
 }
 
 pub(crate) fn database_error(error: sqlx::Error) -> Error {

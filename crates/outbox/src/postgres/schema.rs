@@ -2,7 +2,7 @@
 
 use sqlx::{PgConnection, Row};
 
-use super::{database_error, triggers};
+use super::{database_error, triggers, wal};
 use crate::{
     capture::Capture,
     error::{Error, ErrorKind, Result},
@@ -12,11 +12,14 @@ use crate::{
 /// Each version's statements; a version is never edited once released.
 ///
 /// `xid` is the id of the transaction as a number, since PostgreSQL's own type has no arithmetic. The index finds what a snapshot
-/// did not show, and whether a transaction goes on behind a number.
+/// did not show, and whether a transaction goes on behind a number. `source` is the transaction that made a change, where it was appended
+/// by another: under capture by the log, which `lsn`, `lsn_at` and `trouble` are about (see `wal`). `tidewire_identity` keeps the replica
+/// identities that capture by the log has replaced.
 pub(crate) const VERSIONS: &[&str] = &["
 CREATE TABLE tidewire_outbox (
   seq bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   xid bigint NOT NULL DEFAULT pg_current_xact_id()::text::bigint,
+  source bigint NOT NULL DEFAULT 0,
   entity text NOT NULL,
   operation text NOT NULL,
   before text,
@@ -26,15 +29,19 @@ CREATE TABLE tidewire_outbox (
   mutation_id text,
   at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
-CREATE INDEX tidewire_outbox_xid ON tidewire_outbox (xid, seq);
+CREATE INDEX tidewire_outbox_xid ON tidewire_outbox (xid, source, seq);
 CREATE TABLE tidewire_log (
   one int PRIMARY KEY CHECK (one = 1),
   epoch bigint NOT NULL,
   system text NOT NULL,
   trimmed_xid bigint NOT NULL,
-  capture text NOT NULL
+  capture text NOT NULL,
+  lsn bigint NOT NULL DEFAULT 0,
+  lsn_at timestamptz,
+  trouble text
 );
-INSERT INTO tidewire_log VALUES (1, 0, '', 0, 'triggers');
+INSERT INTO tidewire_log VALUES (1, 0, '', 0, 'hooks');
+CREATE TABLE tidewire_identity (relation text PRIMARY KEY, identity text NOT NULL);
 CREATE TABLE tidewire_mutation (
   id text NOT NULL,
   field text NOT NULL,
@@ -44,6 +51,14 @@ CREATE TABLE tidewire_mutation (
   PRIMARY KEY (id, field)
 );
 CREATE INDEX tidewire_mutation_at ON tidewire_mutation (at);
+-- With the token in a unique index, whoever takes a lease over waits for transactions that have a key share of it, and who renews it does not.
+CREATE TABLE tidewire_lease (
+  name text PRIMARY KEY,
+  holder text NOT NULL,
+  token bigint NOT NULL,
+  expires bigint NOT NULL,
+  UNIQUE (name, token)
+);
 "];
 
 /// Looks for tables and columns, and whether the capture is in place and up to date.
@@ -52,8 +67,10 @@ CREATE INDEX tidewire_mutation_at ON tidewire_mutation (at);
 /// [`ErrorKind::Setup`] naming what is missing.
 pub(super) async fn check(conn: &mut PgConnection, catalog: &Catalog, capture: Capture) -> Result<()> {
     check_tables(conn, catalog).await?;
-    if capture != Capture::Triggers {
-        return Ok(());
+    match capture {
+        Capture::Hooks => return Ok(()),
+        Capture::Log => return wal::check(conn, catalog).await,
+        Capture::Triggers => {}
     }
     let drifted = triggers::drifted(conn, catalog).await?;
     if drifted.is_empty() {

@@ -2,15 +2,17 @@ use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, TryStreamExt};
-use sea_orm::{AccessMode, DbBackend, DbErr, IsolationLevel, QueryResult, RuntimeErr, Statement, TransactionOptions};
+use sea_orm::{
+    AccessMode, DbBackend, DbErr, IsolationLevel, QueryResult, RuntimeErr, Statement, TransactionOptions, Values,
+};
 use sea_query_sqlx::SqlxValues;
 use sqlx::{
     AssertSqlSafe, Either, Executor, PgConnection, Postgres as Sqlx, Row, Transaction,
-    postgres::{PgPool, PgQueryResult},
+    postgres::{PgPool, PgQueryResult, PgRow},
 };
 use tokio::sync::{Mutex, Notify};
 
-use super::{database_error, dialect::PostgresDialect, executed, statement};
+use super::{database_error, dialect::PostgresDialect, hooks::Schema, statement::Scripts, wal};
 use crate::{
     context::Context,
     database::{Abandoned, Executed, Rows, Session, Text, savepoint},
@@ -23,13 +25,29 @@ use crate::{
 pub(super) struct PostgresSession {
     open: Mutex<Open>,
     abandoned: Abandoned,
+    capture: Capturing,
     catalog: Arc<Catalog>,
     doorbell: Arc<Notify>,
 }
 
+/// How a transaction's writes are recorded.
+#[derive(Clone)]
+pub(super) enum Capturing {
+    Hooks(Arc<Schema>),
+    Triggers(Arc<Scripts>),
+    /// By the database's own log, where the context is told too.
+    Log(Arc<Scripts>),
+}
+
+impl Capturing {
+    fn is_log(&self) -> bool {
+        matches!(self, Self::Log(_))
+    }
+}
+
 struct Open {
     transaction: Option<Transaction<'static, Sqlx>>,
-    /// What the transaction's settings say, where that is known.
+    /// What the transaction's settings say, where that is known; or what it said last to the log.
     context: Option<Context>,
 }
 
@@ -55,23 +73,64 @@ pub(super) async fn begin(pool: &PgPool, options: &TransactionOptions) -> Result
     pool.begin_with(AssertSqlSafe(sql)).await.map_err(exec_error)
 }
 
-/// Runs one statement.
-pub(super) async fn run(conn: &mut PgConnection, statement: Statement) -> Result<Executed, DbErr> {
-    let values = statement.values.unwrap_or_else(|| sea_orm::sea_query::Values(Vec::new()));
-    let mut steps = conn.fetch_many(sqlx::query_with(AssertSqlSafe(statement.sql), SqlxValues(values)));
-    let mut result = PgQueryResult::default();
-    let mut rows = Vec::new();
-    while let Some(step) = steps.try_next().await.map_err(exec_error)? {
-        match step {
-            Either::Left(done) => result.extend([done]),
-            Either::Right(row) => rows.push(row),
-        }
-    }
-    drop(steps);
-    Ok(executed(result, rows))
+/// What a connection answered.
+#[derive(Default)]
+pub(super) struct Answer {
+    pub(super) result: PgQueryResult,
+    pub(super) rows: Vec<PgRow>,
 }
 
-fn exec_error(error: sqlx::Error) -> DbErr {
+impl Answer {
+    pub(super) fn extend(&mut self, other: Self) {
+        self.result.extend([other.result]);
+        self.rows.extend(other.rows);
+    }
+}
+
+impl From<Answer> for Executed {
+    fn from(answer: Answer) -> Self {
+        Self { result: answer.result.into(), rows: answer.rows.into_iter().map(QueryResult::from).collect() }
+    }
+}
+
+/// How to run a statement: whether its rows are wanted, and whether it is kept prepared.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct How {
+    pub(super) rows: bool,
+    pub(super) prepared: bool,
+}
+
+/// Runs one statement.
+pub(super) async fn run(conn: &mut PgConnection, sql: &str, values: Values, how: How) -> Result<Answer, DbErr> {
+    let query = sqlx::query_with(AssertSqlSafe(sql), SqlxValues(values)).persistent(how.prepared);
+    let mut steps = conn.fetch_many(query);
+    let mut answer = Answer::default();
+    while let Some(step) = steps.try_next().await.map_err(exec_error)? {
+        match step {
+            Either::Left(done) => answer.result.extend([done]),
+            Either::Right(row) if how.rows => answer.rows.push(row),
+            Either::Right(_) => {}
+        }
+    }
+    Ok(answer)
+}
+
+/// Runs a text as it came.
+pub(super) async fn run_as_it_is(conn: &mut PgConnection, statement: Statement, text: Text) -> Result<Answer, DbErr> {
+    if text == Text::Many {
+        return run_raw(conn, &statement.sql).await;
+    }
+    let values = statement.values.unwrap_or_else(|| Values(Vec::new()));
+    run(conn, &statement.sql, values, How { rows: true, prepared: true }).await
+}
+
+/// Runs a text of any number of statements that take no values.
+pub(super) async fn run_raw(conn: &mut PgConnection, sql: &str) -> Result<Answer, DbErr> {
+    let result = conn.execute(sqlx::raw_sql(AssertSqlSafe(sql))).await.map_err(exec_error)?;
+    Ok(Answer { result, rows: Vec::new() })
+}
+
+pub(super) fn exec_error(error: sqlx::Error) -> DbErr {
     DbErr::Exec(RuntimeErr::SqlxError(Arc::new(error)))
 }
 
@@ -89,16 +148,21 @@ impl Open {
     }
 
     async fn rollback_to(&mut self, level: u32) -> Result<(), DbErr> {
-        // Settings are rolled back too.
+        // Settings are rolled back too, and so is what was told to the log.
         self.context = None;
         let savepoint = savepoint(level);
         self.control(format!("ROLLBACK TO SAVEPOINT {savepoint}")).await?;
         self.control(format!("RELEASE SAVEPOINT {savepoint}")).await
     }
 
-    /// Tells the triggers in whose name the next statement writes.
-    async fn set_context(&mut self, context: &Context) -> Result<(), DbErr> {
+    /// Tells the triggers, or the log, in whose name the next statement writes.
+    async fn set_context(&mut self, context: &Context, into_log: bool) -> Result<(), DbErr> {
         if self.context.as_ref() == Some(context) {
+            return Ok(());
+        }
+        if into_log {
+            wal::tell_context(self.connection()?, context).await.map_err(exec_error)?;
+            self.context = Some(context.clone());
             return Ok(());
         }
         let text = |text: Option<&str>| text.unwrap_or_default().to_owned();
@@ -117,19 +181,28 @@ impl Open {
 }
 
 impl PostgresSession {
-    pub(super) fn new(transaction: Transaction<'static, Sqlx>, catalog: Arc<Catalog>, doorbell: Arc<Notify>) -> Self {
+    pub(super) fn new(
+        transaction: Transaction<'static, Sqlx>,
+        capture: Capturing,
+        catalog: Arc<Catalog>,
+        doorbell: Arc<Notify>,
+    ) -> Self {
         // A new transaction has what the connection was told when it was opened.
         let open = Open { transaction: Some(transaction), context: None };
-        Self { open: Mutex::new(open), abandoned: Abandoned::default(), catalog, doorbell }
+        Self { open: Mutex::new(open), abandoned: Abandoned::default(), capture, catalog, doorbell }
     }
 
+    /// Tells triggers in whose name is written. Hooks say it with each write.
     pub(super) async fn set_context(&self, context: &Context) -> Result<(), DbErr> {
+        if let Capturing::Hooks(_) = self.capture {
+            return Ok(());
+        }
         let mut open = self.open.lock().await;
         if *context == Context::default() {
             open.context = Some(context.clone());
             return Ok(());
         }
-        open.set_context(context).await
+        open.set_context(context, self.capture.is_log()).await
     }
 
     async fn open(&self) -> Result<tokio::sync::MutexGuard<'_, Open>, DbErr> {
@@ -145,17 +218,21 @@ impl PostgresSession {
 #[async_trait]
 impl Session for PostgresSession {
     async fn execute(&self, statement: Statement, text: Text, context: &Context) -> Result<Executed, DbErr> {
-        let effect = statement::effect(&statement.sql).map_err(|why| Error::new(ErrorKind::Refused, why))?;
-        let mut open = self.open().await?;
-        if effect == statement::Effect::Write {
-            open.set_context(context).await?;
+        match &self.capture {
+            Capturing::Hooks(schema) => {
+                let program = schema.program(&statement.sql)?;
+                let mut open = self.open().await?;
+                Ok(schema.run(open.connection()?, program.as_deref(), statement, text, context).await?.into())
+            }
+            Capturing::Triggers(scripts) | Capturing::Log(scripts) => {
+                let writes = scripts.writes(&statement.sql)?;
+                let mut open = self.open().await?;
+                if writes {
+                    open.set_context(context, self.capture.is_log()).await?;
+                }
+                Ok(run_as_it_is(open.connection()?, statement, text).await?.into())
+            }
         }
-        let conn = open.connection()?;
-        if text == Text::Many {
-            let result = conn.execute(sqlx::raw_sql(AssertSqlSafe(statement.sql))).await.map_err(exec_error)?;
-            return Ok(executed(result, Vec::new()));
-        }
-        run(conn, statement).await
     }
 
     async fn stream<'a>(&'a self, statement: Statement, context: &'a Context) -> Result<Rows<'a>, DbErr> {
@@ -213,6 +290,7 @@ impl Session for PostgresSession {
     }
 
     async fn own(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
-        Ok(run(self.open().await?.connection()?, statement).await?.rows)
+        let answer = run_as_it_is(self.open().await?.connection()?, statement, Text::One).await?;
+        Ok(Executed::from(answer).rows)
     }
 }

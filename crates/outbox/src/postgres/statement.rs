@@ -1,68 +1,71 @@
-//! What a text does, as far as capture by triggers has to know: little, since triggers see what is written however it is written.
+//! What a text does, as far as every capture has to know it. Triggers see what is written however it is written.
 
-use sqlparser::{
-    dialect::PostgreSqlDialect,
-    tokenizer::{Token, Tokenizer},
+use crate::{
+    error::{Error, ErrorKind, Result},
+    hooks::{Effect, Piece, Script, Syntax, Texts, read},
 };
 
-/// What running a text can do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Effect {
-    Read,
-    /// It may write; a ring of the doorbell for nothing costs a look.
-    Write,
-}
-
-/// Tells reads from writes, and refuses what would steer the transaction under the recorder, blind the triggers or write Tidewire's tables.
-pub(super) fn effect(sql: &str) -> Result<Effect, String> {
-    let tokens = Tokenizer::new(&PostgreSqlDialect {}, sql)
-        .tokenize()
-        .map_err(|_| "the statement cannot be read. `Recorder::unrecorded` runs it without a record".to_owned())?;
-    let words: Vec<String> = tokens
-        .iter()
-        .filter(|token| !matches!(token, Token::Whitespace(_)))
-        .map(|token| match token {
-            Token::Word(word) if word.quote_style.is_none() => word.value.to_ascii_lowercase(),
-            Token::Word(word) => word.value.clone(),
-            Token::SemiColon => ";".to_owned(),
-            _ => String::new(),
-        })
-        .collect();
-    let mut effect = Effect::Read;
-    for statement in words.split(|word| word == ";").filter(|statement| !statement.is_empty()) {
-        match statement[0].as_str() {
-            verb @ ("begin" | "start" | "commit" | "end" | "rollback" | "abort" | "savepoint" | "release"
-            | "prepare") => {
-                return Err(format!(
-                    "{} would steer the transaction under the recorder. Use `begin`, `commit` and `rollback` of the connection",
-                    verb.to_ascii_uppercase()
-                ));
-            }
-            "select" | "values" | "show" | "table" if !statement.iter().any(|word| word == "into") => {}
-            "explain" if !statement.iter().any(|word| word.starts_with("analy")) => {}
-            _ => {
-                effect = Effect::Write;
-                if let Some(table) = statement.iter().find(|word| word.starts_with("tidewire_")) {
-                    return Err(format!("{table}: Tidewire's own tables are written by Tidewire alone"));
-                }
-            }
+/// Why a statement is refused whatever the capture: it would steer the transaction under the recorder, blind the triggers or write Tidewire's
+/// own tables.
+pub(super) fn refusal(piece: &Piece) -> Option<String> {
+    match &piece.effect {
+        Effect::Control(verb) => {
+            return Some(format!(
+                "{verb} would steer the transaction under the recorder. Use `begin`, `commit` and `rollback` of the connection"
+            ));
         }
-        let blinds = |pair: &[String]| matches!(pair[0].as_str(), "disable") && pair[1] == "trigger";
-        if statement.iter().any(|word| word == "session_replication_role") || statement.windows(2).any(blinds) {
-            return Err("this would stop the triggers that record. `Recorder::unrecorded` runs it".to_owned());
+        Effect::Unreadable => {
+            return Some("the statement cannot be read. `Recorder::unrecorded` runs it without a record".into());
+        }
+        Effect::Read if piece.nested.is_empty() => {}
+        Effect::Read | Effect::Write(_) | Effect::Opaque { .. } => {
+            if let Some(table) = &piece.own {
+                return Some(format!("{table}: Tidewire's own tables are written by Tidewire alone"));
+            }
         }
     }
-    Ok(effect)
+    if piece.settings.iter().any(|name| name == "session_replication_role") || disables_triggers(piece) {
+        return Some("this would stop the triggers that record. `Recorder::unrecorded` runs it".into());
+    }
+    None
+}
+
+fn disables_triggers(piece: &Piece) -> bool {
+    let Effect::Opaque { what, tables: Some(names) } = &piece.effect else { return false };
+    let has = |word: &str| names.iter().any(|name| name.name == word);
+    what.starts_with("ALTER") && has("disable") && has("trigger")
+}
+
+/// Texts that were read.
+#[derive(Debug, Default)]
+pub(super) struct Scripts(Texts<Script>);
+
+impl Scripts {
+    /// Whether running a text may write: a ring of the doorbell for nothing costs a look.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Refused`] with the reason.
+    pub(super) fn writes(&self, sql: &str) -> Result<bool> {
+        let script = self.0.get(sql, || read(sql, Syntax::Postgres));
+        if let Some(why) = script.pieces.iter().find_map(refusal) {
+            return Err(Error::new(ErrorKind::Refused, why));
+        }
+        Ok(script.pieces.iter().any(|piece| piece.effect != Effect::Read || !piece.nested.is_empty()))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn effect(sql: &str) -> Option<bool> {
+        Scripts::default().writes(sql).ok()
+    }
+
     #[test]
     fn reads_writes_and_refusals_are_told_apart() {
         for sql in ["SELECT 1", "  values (1)", "EXPLAIN DELETE FROM t", "", "select 'insert into t; commit'"] {
-            assert_eq!(effect(sql), Ok(Effect::Read), "{sql}");
+            assert_eq!(effect(sql), Some(false), "{sql}");
         }
         for sql in [
             "INSERT INTO t VALUES (1)",
@@ -72,7 +75,7 @@ mod tests {
             "TRUNCATE t",
             "DO $$ BEGIN COMMIT; END $$",
         ] {
-            assert_eq!(effect(sql), Ok(Effect::Write), "{sql}");
+            assert_eq!(effect(sql), Some(true), "{sql}");
         }
         for sql in [
             "COMMIT",
@@ -82,7 +85,7 @@ mod tests {
             "ALTER TABLE t DISABLE TRIGGER ALL",
             "SET session_replication_role = replica",
         ] {
-            assert!(effect(sql).is_err(), "{sql}");
+            assert_eq!(effect(sql), None, "{sql}");
         }
     }
 }

@@ -16,6 +16,7 @@ use crate::{
 
 const TRIGGER: &str = "!tidewire";
 const TRUNCATE: &str = "!tidewire_truncate";
+const PREFIX: &str = "tidewire";
 
 /// The table's name, quoted.
 pub(super) fn qualified(entity: &EntityMeta) -> String {
@@ -24,21 +25,25 @@ pub(super) fn qualified(entity: &EntityMeta) -> String {
     name
 }
 
-/// The function's name: the table's, cut to what PostgreSQL takes, with a tail that keeps two of them apart.
-fn function(entity: &EntityMeta) -> String {
-    let table = qualified(entity);
+/// A function's name: the table's, cut to what PostgreSQL takes, with a tail that keeps two of them apart.
+pub(super) fn function(entity: &EntityMeta, prefix: &str, table: &str) -> String {
     let tail = data_encoding::HEXLOWER.encode(&Sha256::digest(table.as_bytes())[..4]);
     let cut: String = entity.name.chars().take(30).collect();
     let mut name = String::new();
-    PostgresDialect.identifier(&format!("tidewire_{cut}_{tail}"), &mut name);
+    PostgresDialect.identifier(&format!("{prefix}_{cut}_{tail}"), &mut name);
     name
 }
 
-/// A row as a JSON object. Documents in it are texts, which tells their null from SQL's.
-fn image(entity: &EntityMeta, row: &str) -> String {
+/// A row as a JSON object; all of its columns where that does no harm, since it is faster.
+pub(super) fn image(entity: &EntityMeta, row: &str) -> String {
     if !entity.columns.iter().any(|column| column.kind == Kind::Json) {
         return format!("row_to_json({row})::text");
     }
+    image_of_columns(entity, row)
+}
+
+/// The entity's columns of a row as a JSON object. Documents in it are texts, which tells their null from SQL's.
+pub(super) fn image_of_columns(entity: &EntityMeta, row: &str) -> String {
     let mut columns = String::new();
     for (index, column) in entity.columns.iter().enumerate() {
         let mut name = String::new();
@@ -104,7 +109,8 @@ fn fingerprint(entity: &EntityMeta) -> String {
 pub(super) async fn install(conn: &mut PgConnection, catalog: &Catalog) -> Result<()> {
     let mut text = String::from("BEGIN; ");
     for entity in catalog.entities() {
-        let (table, function) = (qualified(entity), function(entity));
+        let table = qualified(entity);
+        let function = function(entity, PREFIX, &table);
         text.push_str(&format!(
             "CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS \
              $tidewire${}$tidewire$;
@@ -126,7 +132,8 @@ pub(super) async fn install(conn: &mut PgConnection, catalog: &Catalog) -> Resul
 /// Removes the triggers of all entities.
 pub(super) async fn remove(conn: &mut PgConnection, catalog: &Catalog) -> Result<()> {
     for entity in catalog.entities() {
-        let (table, function) = (qualified(entity), function(entity));
+        let table = qualified(entity);
+        let function = function(entity, PREFIX, &table);
         let text = format!(
             "DROP TRIGGER IF EXISTS \"{TRIGGER}\" ON {table}; DROP TRIGGER IF EXISTS \"{TRUNCATE}\" ON {table};
              DROP FUNCTION IF EXISTS {function}()"

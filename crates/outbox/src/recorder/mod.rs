@@ -2,7 +2,10 @@
 
 mod transaction;
 
-use std::{pin::Pin, sync::Arc};
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use async_trait::async_trait;
 use futures_util::{Stream, future::BoxFuture};
@@ -10,10 +13,11 @@ use sea_orm::{
     AccessMode, Condition, ConnectionTrait, DatabaseConnection, DbBackend, DbErr, ExecResult, IsolationLevel,
     QueryResult, Statement, StreamTrait, TransactionError, TransactionOptions, TransactionSession, TransactionTrait,
 };
+use tokio::{sync::watch, task::JoinHandle};
 
 pub use self::transaction::{RecorderTransaction, Remembered};
 use crate::{
-    capture::Capture,
+    capture::{Capture, LogStatus},
     context::{Actor, Context, MutationId, Origin},
     cursor::Cursor,
     database::{Database, Packed, Text},
@@ -57,7 +61,12 @@ pub struct Recorder {
     context: Context,
     /// As the options want it.
     capture: Option<Capture>,
+    capturing: Arc<Capturing>,
 }
+
+/// The task that reads the database's own log. It ends with the last clone of its recorder.
+#[derive(Debug, Default)]
+struct Capturing(Mutex<Option<(watch::Sender<bool>, JoinHandle<()>)>>);
 
 /// How many connections read at once, unless [`RecorderOptions::max_readers`] says otherwise.
 const DEFAULT_MAX_READERS: u32 = 8;
@@ -71,13 +80,21 @@ pub struct RecorderOptions {
     /// How changes are captured. [`Recorder::check`] and the first write fail where the database says otherwise. Default: as the database
     /// says, which is by hooks until [`Recorder::install_capture`] has put something else in place.
     pub capture: Option<Capture>,
+    /// Under capture by the database's own log: how much of it the database may keep for us before that is given up, in bytes; `None` for no
+    /// limit. Then all who follow start over. Default 16 GiB.
+    pub max_kept_log: Option<u64>,
     /// How the log is followed.
     pub log: crate::LogOptions,
 }
 
 impl Default for RecorderOptions {
     fn default() -> Self {
-        Self { max_readers: DEFAULT_MAX_READERS, capture: None, log: crate::LogOptions::default() }
+        Self {
+            max_readers: DEFAULT_MAX_READERS,
+            capture: None,
+            max_kept_log: Some(16 << 30),
+            log: crate::LogOptions::default(),
+        }
     }
 }
 
@@ -150,7 +167,8 @@ impl Recorder {
 
     fn assemble(database: Arc<dyn Database>, catalog: Arc<Catalog>, options: RecorderOptions) -> Self {
         let log = Log::new(Arc::clone(&database), Arc::clone(&catalog), options.log);
-        Self { database, catalog, log, context: Context::default(), capture: options.capture }
+        let capturing = Arc::default();
+        Self { database, catalog, log, context: Context::default(), capture: options.capture, capturing }
     }
 
     /// The same connection, writing in this actor's name.
@@ -261,9 +279,44 @@ impl Recorder {
         self.database.install_capture(Capture::Hooks).await
     }
 
+    /// Takes part in reading the database's own log where that is what is captured, and does nothing where it is not: one process at a time
+    /// reads it, by a lease, and the others stand by. Call it in long-lived programs; at least one must run, or nothing is recorded until one
+    /// does. It goes on in the background until [`close`](Self::close), or until the last clone of this recorder is dropped.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check).
+    pub async fn start_capture(&self) -> Result<()> {
+        if self.database.capture().await? != Capture::Log {
+            return Ok(());
+        }
+        let mut running = self.capturing.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if running.as_ref().is_none_or(|(_, task)| task.is_finished()) {
+            let (stop, stopped) = watch::channel(false);
+            *running = Some((stop, tokio::spawn(Arc::clone(&self.database).run_capture(stopped))));
+        }
+        Ok(())
+    }
+
+    /// How far the database's own log has been read; `None` where it is captured in another way.
+    ///
+    /// # Errors
+    /// As [`capture`](Self::capture).
+    pub async fn log_status(&self) -> Result<Option<LogStatus>> {
+        self.database.log_status().await
+    }
+
+    pub(crate) fn database(&self) -> &Arc<dyn Database> {
+        &self.database
+    }
+
     /// Closes the connections once what is running on them has ended.
     pub async fn close(&self) {
         self.log.stop().await;
+        let running = self.capturing.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((stop, task)) = running {
+            let _ = stop.send(true);
+            let _ = task.await;
+        }
         self.database.close().await;
     }
 }

@@ -4,13 +4,13 @@ use async_trait::async_trait;
 use futures_util::{Stream, future::BoxFuture};
 use sea_orm::{
     AccessMode, ConnectionTrait, DbBackend, DbErr, ExecResult, IsolationLevel, QueryResult, Statement, StreamTrait,
-    TransactionError, TransactionOptions, TransactionSession, TransactionTrait,
+    TransactionError, TransactionOptions, TransactionSession, TransactionTrait, sea_query::Value,
 };
 
 use super::run;
 use crate::{
     context::{Actor, Context, MutationId, Origin},
-    database::{Session, Text},
+    database::{Session, Text, own},
     error::Result,
     sql::Select,
 };
@@ -81,21 +81,22 @@ impl RecorderTransaction {
     /// As [`fetch`](Self::fetch).
     pub async fn recall(&self, id: &MutationId, field: &str) -> Result<Option<Remembered>> {
         // SQLite has one writer anyway; elsewhere a second transaction with the same id waits for the first to end, and then sees what it did.
-        let mut sql = self.placeholders("SELECT fingerprint, result FROM tidewire_mutation WHERE id = ? AND field = ?");
-        if self.backend == DbBackend::Postgres {
-            let lock = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))::text";
-            let lock = Statement::from_sql_and_values(self.backend, lock, [format!("tidewire {}", id.as_str()).into()]);
-            self.session.own(lock).await?;
-        } else if self.backend == DbBackend::MySql {
-            // A row with an empty field stands for the id.
-            let lock = "INSERT INTO tidewire_mutation (id, field, fingerprint, result, at) VALUES (?, '', '', '', ?) \
-                        ON DUPLICATE KEY UPDATE at = at";
-            let values = [id.as_str().into(), chrono::Utc::now().timestamp_millis().into()];
-            self.session.own(Statement::from_sql_and_values(self.backend, lock, values)).await?;
-            sql.push_str(" LOCK IN SHARE MODE");
+        let mut sql = String::from("SELECT fingerprint, result FROM tidewire_mutation WHERE id = ? AND field = ?");
+        match self.backend {
+            DbBackend::Postgres => {
+                let lock = "SELECT pg_advisory_xact_lock(hashtextextended(?, 0))::text";
+                self.own(lock, [format!("tidewire {}", id.as_str()).into()]).await?;
+            }
+            DbBackend::MySql => {
+                // A row with an empty field stands for the id.
+                let lock = "INSERT INTO tidewire_mutation (id, field, fingerprint, result, at) VALUES (?, '', '', '', ?) \
+                            ON DUPLICATE KEY UPDATE at = at";
+                self.own(lock, [id.as_str().into(), chrono::Utc::now().timestamp_millis().into()]).await?;
+                sql.push_str(" LOCK IN SHARE MODE");
+            }
+            _ => {}
         }
-        let values = [id.as_str().into(), field.into()];
-        let rows = self.session.own(Statement::from_sql_and_values(self.backend, sql, values)).await?;
+        let rows = self.own(&sql, [id.as_str().into(), field.into()]).await?;
         let Some(row) = rows.first() else { return Ok(None) };
         Ok(Some(Remembered { fingerprint: row.try_get_by_index(0)?, result: row.try_get_by_index(1)? }))
     }
@@ -106,7 +107,6 @@ impl RecorderTransaction {
     /// As [`fetch`](Self::fetch).
     pub async fn remember(&self, id: &MutationId, field: &str, remembered: &Remembered) -> Result<()> {
         let sql = "INSERT INTO tidewire_mutation (id, field, fingerprint, result, at) VALUES (?, ?, ?, ?, ?)";
-        let sql = self.placeholders(sql);
         let values = [
             id.as_str().into(),
             field.into(),
@@ -114,25 +114,15 @@ impl RecorderTransaction {
             remembered.result.as_str().into(),
             chrono::Utc::now().timestamp_millis().into(),
         ];
-        self.session.own(Statement::from_sql_and_values(self.backend, sql, values)).await?;
+        self.own(sql, values).await?;
         Ok(())
     }
 }
 
 impl RecorderTransaction {
-    /// A text with the database's own placeholders in place of question marks.
-    fn placeholders(&self, sql: &str) -> String {
-        if self.backend != DbBackend::Postgres {
-            return sql.to_owned();
-        }
-        let mut out = String::with_capacity(sql.len() + 8);
-        for (number, part) in sql.split('?').enumerate() {
-            if number > 0 {
-                out.push_str(&format!("${number}"));
-            }
-            out.push_str(part);
-        }
-        out
+    /// Runs a statement on Tidewire's own tables, written with question marks.
+    pub(crate) async fn own<const N: usize>(&self, sql: &str, values: [Value; N]) -> Result<Vec<QueryResult>> {
+        Ok(self.session.own(own(self.backend, sql, values)).await?)
     }
 }
 

@@ -40,6 +40,12 @@ CREATE TABLE tidewire_mutation (
   PRIMARY KEY (id, field)
 ) WITHOUT ROWID;
 CREATE INDEX tidewire_mutation_at ON tidewire_mutation (at);
+CREATE TABLE tidewire_lease (
+  name TEXT PRIMARY KEY,
+  holder TEXT NOT NULL,
+  token INTEGER NOT NULL,
+  expires INTEGER NOT NULL
+) WITHOUT ROWID;
 "];
 
 /// What was found in a database's schema.

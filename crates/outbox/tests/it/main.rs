@@ -4,9 +4,12 @@
 
 mod canonical;
 mod capture;
+mod differential;
 mod errors;
 mod filter;
 mod follow;
+mod hooks;
+mod lease;
 mod mariadb;
 mod others;
 mod support;

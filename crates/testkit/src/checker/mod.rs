@@ -25,7 +25,7 @@ use tokio::{process::Command, time::sleep};
 use self::domain::{Rows, parent};
 pub use self::{
     subscriber::{Delivered, LogSubscriber, SocketSubscriber, Subscriber, Told},
-    writer::{write, writer},
+    writer::{capture, write, writer},
 };
 
 /// The key of the row that tells subscribers that there is nothing more to come.
@@ -82,6 +82,8 @@ impl Checker<'_> {
         let end = parent::ActiveModel { id: Set(END), name: Set("the end".into()), n: Set(0), note: Set(None) };
         end.insert(self.recorder).await.unwrap();
         let tables = domain::tables(self.recorder.unrecorded()).await;
+        // By then all of it is in the outbox.
+        self.recorder.log().position().await.unwrap();
         let changes = self.count().await;
         for follower in followers {
             let (view, subscriber) = crate::soon(follower).await.unwrap();

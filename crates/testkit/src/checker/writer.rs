@@ -20,7 +20,8 @@ const TASKS: u64 = 3;
 /// From how many keys the writers choose: few, so that they get into each other's way.
 const PARENTS: i64 = 40;
 
-/// A command that runs a writer: this test program again, with nothing but the test of this name, which must call [`write()`].
+/// A command that runs a writer: this test program again, with nothing but the test of this name, which must call [`write()`] (or
+/// [`capture()`]).
 ///
 /// ```no_run
 /// #[tokio::test]
@@ -34,6 +35,14 @@ pub fn writer(test: &str, url: &str, seed: u64) -> Command {
     command.args([test, "--exact", "--ignored", "--nocapture"]).env(URL, url).env(SEED, seed.to_string());
     command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null()).kill_on_drop(true);
     command
+}
+
+/// Takes part in reading the database's own log until the process is killed. Does nothing where it was not started by [`writer`].
+pub async fn capture() {
+    let Ok(url) = env::var(URL) else { return };
+    let db = Recorder::connect(&url, registry()).await.unwrap();
+    db.start_capture().await.unwrap();
+    std::future::pending().await
 }
 
 /// Writes at random until the process is killed. Does nothing where it was not started by [`writer`].
@@ -208,6 +217,10 @@ async fn newest(db: &impl ConnectionTrait) -> Result<i64, DbErr> {
 
 /// How many changes a mutation has made so far, after a place in the outbox.
 async fn changes_of(db: &impl ConnectionTrait, after: i64, id: &str) -> Result<i64, DbErr> {
+    if db.get_database_backend() == DbBackend::Postgres {
+        return number(db, "SELECT count(*) FROM tally WHERE xid = pg_current_xact_id_if_assigned()::text".into())
+            .await;
+    }
     number(db, format!("SELECT count(*) FROM tidewire_outbox WHERE seq > {after} AND mutation_id = '{id}'")).await
 }
 

@@ -10,7 +10,7 @@ use rust_decimal::{Decimal, prelude::FromPrimitive};
 use serde_json::Value as Json;
 use uuid::Uuid;
 
-use super::{animal::Species, everything};
+use super::{animal::Species, everything, specimen};
 
 /// A row of [`mod@everything`], with any values that the columns can hold. Its key is 0.
 pub fn everything() -> impl Strategy<Value = everything::Model> {
@@ -119,6 +119,61 @@ pub fn for_mariadb(mut row: everything::Model) -> everything::Model {
     row.small_unsigned %= 1 << 15;
     row.unsigned %= 1 << 31;
     row
+}
+
+/// A row of [`mod@specimen`], with any values that PostgreSQL can hold: it has no zero character. Its key is 0.
+pub fn specimen() -> impl Strategy<Value = specimen::Model> {
+    everything().prop_map(|row| specimen::Model {
+        id: 0,
+        boolean: row.boolean,
+        small: row.small,
+        int: row.int,
+        big: row.big,
+        float: row.float,
+        double: row.double,
+        decimal: row.decimal,
+        text: without_zero(&row.text),
+        bytes: row.bytes,
+        json_binary: json_without_zero(&row.json),
+        json: json_without_zero(&row.json),
+        uuid: row.uuid,
+        date: row.date,
+        time: row.time,
+        date_time: row.date_time,
+        timestamp: row.timestamp,
+        timestamp_tz: row.timestamp_tz,
+        timestamp_local: row.timestamp_local,
+        species: row.species,
+        maybe_boolean: row.maybe_boolean,
+        maybe_big: row.maybe_big,
+        maybe_double: row.maybe_double,
+        maybe_decimal: row.maybe_decimal,
+        maybe_text: row.maybe_text.as_deref().map(without_zero),
+        maybe_bytes: row.maybe_bytes,
+        maybe_json: row.maybe_json.as_ref().map(json_without_zero),
+        maybe_uuid: row.maybe_uuid,
+        maybe_date: row.maybe_date,
+        maybe_time: row.maybe_time,
+        maybe_date_time: row.maybe_date_time,
+        maybe_timestamp: row.maybe_timestamp,
+        maybe_timestamp_tz: row.maybe_timestamp_tz,
+        maybe_species: row.maybe_species,
+    })
+}
+
+fn without_zero(text: &str) -> String {
+    text.replace('\0', "")
+}
+
+fn json_without_zero(json: &Json) -> Json {
+    match json {
+        Json::String(text) => Json::String(without_zero(text)),
+        Json::Array(items) => items.iter().map(json_without_zero).collect(),
+        Json::Object(map) => {
+            Json::Object(map.iter().map(|(key, value)| (without_zero(key), json_without_zero(value))).collect())
+        }
+        other => other.clone(),
+    }
 }
 
 fn float() -> impl Strategy<Value = f32> {

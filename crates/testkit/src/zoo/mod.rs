@@ -8,6 +8,7 @@ pub mod diet;
 pub mod everything;
 pub mod food;
 pub mod keeper;
+pub mod specimen;
 pub mod visit;
 
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, Statement};

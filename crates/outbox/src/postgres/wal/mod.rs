@@ -1,0 +1,507 @@
+//! Capture by the database's own log: PostgreSQL's logical replication.
+//!
+//! Who writes pays for no outbox. One node at a time, by a lease, reads a replication slot (`pgoutput`, whole transactions in the order of
+//! their commits) and *appends* them to the outbox, several in one transaction of its own, together with the place in the log up to which it
+//! has read. Everything above the outbox is the same. The lease's token is compared in that same statement, so a node that was paused appends
+//! nothing; a node that begins goes on from the place in the outbox, so nothing is appended twice; and the slot is told to forget only what
+//! the outbox has.
+//!
+//! ```text
+//! writers ── commit ──> WAL ── walsender ──> Changes ──> Appender ── one transaction ──> tidewire_outbox (xid: ours, source: theirs)
+//!                                                                                   └──> tidewire_log.lsn
+//! ```
+//!
+//! *Snapshots.* A change is in its table before it is in the outbox, so a snapshot may show a transaction that the outbox lacks at that
+//! moment. A cursor that comes with rows says so ([`Cursor::shown`](crate::Cursor)): it names the snapshot S and the end L of the log right
+//! after it. Its holder has seen every transaction that S shows. When the outbox has been read to L, it is given what S did not show of the
+//! outbox, without the transactions whose own ids (`source`) S showed; after that its cursor is like any other. This is exact:
+//!
+//! - A transaction that S shows had committed, so its commit lies before L. Once the outbox has been read to L it is in the outbox: either S
+//!   showed it there, or it is left out by its id. It is never given, before or after.
+//! - A transaction that S does not show is given once, if S does not show its rows in the outbox either. That is so because the appender
+//!   commits only when all that it appends is visible: whatever snapshot shows a row of the outbox also shows the transaction that it tells
+//!   of. (The log has a commit before other sessions see it, by long where a standby must confirm it.)
+//!
+//! *In whose name.* A transaction with another context than the default tells it in a message of its own in the log, which holds for the
+//! changes after it; messages of savepoints that are rolled back vanish as their changes do. What says nothing is recorded as the default
+//! actor, also where another program wrote it: the log does not tell who did.
+//!
+//! *What the log does not tell.* `TRUNCATE` removes rows that it does not name, so a trigger tells them, as messages. Where it was bypassed, and
+//! where the slot has lost its place or was dropped, changes are missing: the log of changes begins anew, and all who follow start over.
+
+mod append;
+mod changes;
+mod image;
+mod pgoutput;
+mod slot;
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use chrono::{DateTime, Utc};
+use futures_util::FutureExt;
+use pgwire_replication::{Lsn, ReplicationClient, ReplicationConfig, ReplicationEvent};
+use sqlx::{ConnectOptions, PgConnection, Row, postgres::PgConnectOptions};
+use tokio::{sync::watch, time::timeout};
+
+pub(super) use self::slot::check;
+use self::{
+    append::Appender,
+    changes::{Changes, Notice, Rows, Told, prefix},
+};
+use super::{Postgres, database_error, schema};
+use crate::{
+    capture::{Capture, LogStatus},
+    context::Context,
+    database::Database,
+    error::{Error, ErrorKind, Result},
+    lease::Lease,
+    recorder::RecorderOptions,
+};
+
+/// The lease of the node that reads the log, and how long it may be silent.
+const LEASE: &str = "capture";
+const LEASE_TTL: Duration = Duration::from_secs(4);
+
+/// How much is appended in one statement, in rows and in bytes of images; and how many transactions.
+const MAX_ROWS: usize = 2_000;
+const MAX_BYTES: usize = 4 << 20;
+const MAX_TRANSACTIONS: usize = 2_000;
+
+/// How far the log may grow without a change of ours before its place is noted all the same.
+const IDLE_BYTES: u64 = 256 << 10;
+
+/// How long a reader waits for the log to be read to a place, and how often it looks at most.
+const ARRIVE_TIMEOUT: Duration = Duration::from_secs(10);
+const ARRIVE_POLL: Duration = Duration::from_millis(20);
+
+/// How often the slot is looked at.
+const WATCH: Duration = Duration::from_secs(5);
+
+/// How long to wait after a failure, at most.
+const RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// What a process knows of capture by the log.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// The place that this process has appended to, if it is the one that does.
+    appended: watch::Sender<u64>,
+    trouble: Mutex<Option<String>>,
+    /// The place of this process's last mark in the log.
+    marked: tokio::sync::Mutex<u64>,
+    max_kept: Option<u64>,
+}
+
+impl Shared {
+    pub(super) fn new(options: &RecorderOptions) -> Self {
+        Self {
+            appended: watch::Sender::new(0),
+            trouble: Mutex::default(),
+            marked: tokio::sync::Mutex::default(),
+            max_kept: options.max_kept_log,
+        }
+    }
+
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn note_trouble(&self, trouble: Option<&str>) {
+        let mut known = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.as_deref() != trouble {
+            *known = trouble.map(str::to_owned);
+        }
+    }
+}
+
+/// Tells the log in whose name a transaction writes from here on.
+///
+/// A message's place in the log is its end, and a change's is its beginning. So a message and the change right behind it have the same place,
+/// and where one of them is of a savepoint, they may be told in either order. The mark keeps them apart.
+pub(super) async fn tell_context(conn: &mut PgConnection, context: &Context) -> Result<(), sqlx::Error> {
+    let tell = "SELECT pg_logical_emit_message(true, $1, $2)::text, pg_logical_emit_message(true, $3, '')::text";
+    let tell = sqlx::query(tell).bind(prefix::CONTEXT).bind(Told::of(context).text()).bind(prefix::MARK);
+    tell.execute(conn).await.map(drop)
+}
+
+/// Puts in place what is needed.
+pub(super) async fn install(database: &Postgres, conn: &mut PgConnection) -> Result<()> {
+    slot::install(&database.pool, conn, &database.catalog).await
+}
+
+/// Waits until what has been written so far is in the outbox, because the log is to be read no more. Where nobody reads it, what is
+/// missing is said to be missing.
+pub(super) async fn finish(database: &Postgres) {
+    if let Err(error) = arrive(database, None).await {
+        tracing::error!(%error, "the database's log is given up unread: changes are missing, and all who follow start over");
+        let Ok(mut conn) = database.pool.acquire().await else { return };
+        let _ = slot::break_off(&mut conn).await;
+    }
+}
+
+/// Takes out what [`install`] put in place.
+pub(super) async fn remove(database: &Postgres, conn: &mut PgConnection) -> Result<()> {
+    slot::remove(conn, &database.catalog).await
+}
+
+/// How far the log has been read.
+pub(super) async fn status(conn: &mut PgConnection) -> Result<LogStatus> {
+    slot::status(conn).await
+}
+
+/// Waits until the log has been read into the outbox up to a place, or up to its end as it is now.
+///
+/// # Errors
+/// [`ErrorKind::Busy`] where that takes too long: perhaps no node reads it.
+pub(super) async fn arrive(database: &Postgres, place: Option<u64>) -> Result<()> {
+    let began = Instant::now();
+    let mut appended = database.log.appended.subscribe();
+    let mut pause = Duration::from_millis(1);
+    let mut wanted = place;
+    let mut marked = false;
+    loop {
+        let row =
+            sqlx::query("SELECT lsn, trouble, (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint FROM tidewire_log")
+                .fetch_one(&database.pool)
+                .await
+                .map_err(database_error)?;
+        let number = |index| row.get::<i64, _>(index).cast_unsigned();
+        let place = *wanted.get_or_insert(number(2));
+        if number(0) >= place {
+            return Ok(());
+        }
+        database.log.note_trouble(row.get(1));
+        if let Some(trouble) = database.log.trouble().filter(|_| began.elapsed() > ARRIVE_TIMEOUT / 10) {
+            return Err(Error::new(ErrorKind::Busy, trouble));
+        }
+        if began.elapsed() > ARRIVE_TIMEOUT {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                "the database's log has not been read up to now. Is a program running that reads it (`tidewire serve`, \
+                 or one that calls `Recorder::start_capture`)?",
+            ));
+        }
+        if !std::mem::replace(&mut marked, true) {
+            mark(database, place).await?;
+        }
+        let _ = timeout(pause, appended.wait_for(|at| *at >= place)).await;
+        pause = (pause * 2).min(ARRIVE_POLL);
+    }
+}
+
+/// Writes a mark into the log behind a place, if this process has not: it makes the log be read that far, however little is written.
+async fn mark(database: &Postgres, place: u64) -> Result<()> {
+    let mut marked = database.log.marked.lock().await;
+    if *marked < place {
+        let mark = "SELECT (pg_logical_emit_message(true, $1, '') - '0/0'::pg_lsn)::bigint";
+        let at: i64 =
+            sqlx::query_scalar(mark).bind(prefix::MARK).fetch_one(&database.pool).await.map_err(database_error)?;
+        *marked = at.cast_unsigned();
+    }
+    Ok(())
+}
+
+/// Reads the log when this node's turn has come, until told to stop.
+pub(super) async fn run(database: Arc<Postgres>, mut stop: watch::Receiver<bool>) {
+    let mut failures = 0_u32;
+    loop {
+        let began = Instant::now();
+        let ended = tokio::select! {
+            ended = turn(&database, stop.clone()) => ended,
+            () = watch_slot(&database) => return,
+        };
+        if *stop.borrow() || stop.has_changed().is_err() {
+            return;
+        }
+        // Whatever ran for a while had got over what was wrong before.
+        failures = if began.elapsed() > RETRY_MAX * 2 { 1 } else { failures + 1 };
+        match ended {
+            Ok(()) => return,
+            Err(error) => report(&database, &error, failures).await,
+        }
+        let pause = (Duration::from_millis(50) * 2_u32.saturating_pow(failures.min(10))).min(RETRY_MAX);
+        // An error means that the recorder is gone, which ends this too.
+        let _ = timeout(pause, stop.wait_for(|stop| *stop)).await;
+    }
+}
+
+/// Says what is wrong: in this process's log, and where it does not pass by itself, to all who look at the outbox.
+async fn report(database: &Postgres, error: &Error, failures: u32) {
+    if error.is_transient() || error.kind() == ErrorKind::Lost {
+        if failures == 1 {
+            tracing::warn!(%error, "the database's log could not be read; trying again");
+        }
+        return;
+    }
+    if failures == 1 {
+        tracing::error!(%error, "the database's log cannot be read");
+    }
+    database.note_trouble(Some(&error.to_string()));
+    let note =
+        sqlx::query("UPDATE tidewire_log SET trouble = $1 WHERE trouble IS DISTINCT FROM $1 AND capture = 'log'");
+    let _ = note.bind(error.to_string()).execute(&database.pool).await;
+}
+
+/// Looks at the slot from time to time, so that it never fills the server's disk.
+async fn watch_slot(database: &Postgres) {
+    loop {
+        tokio::time::sleep(WATCH).await;
+        let Some(max) = database.log.max_kept else { continue };
+        let looked = async {
+            let mut conn = database.pool.acquire().await.map_err(database_error)?;
+            let slot = slot::find(&mut conn).await?;
+            if slot.usable && slot.kept > max {
+                tracing::error!(
+                    slot = slot.name,
+                    kept_bytes = slot.kept,
+                    limit_bytes = max,
+                    "the database keeps more of its log for us than it may: the slot is given up, and all who follow start over"
+                );
+                slot.drop(&mut conn).await?;
+            }
+            Ok::<_, Error>(())
+        };
+        if let Err(error) = looked.await {
+            tracing::debug!(%error, "the replication slot could not be looked at");
+        }
+    }
+}
+
+/// One turn at reading the log: waits for the lease, and reads until it is lost, something fails, or it is time to stop. `Ok` where there is
+/// nothing more to do: the node stops, or the database is captured in another way now.
+async fn turn(database: &Arc<Postgres>, mut stop: watch::Receiver<bool>) -> Result<()> {
+    let dynamic: Arc<dyn Database> = Arc::clone(database) as _;
+    let lease = tokio::select! {
+        lease = Lease::acquire_on(&dynamic, LEASE, LEASE_TTL) => lease?,
+        _ = stop.wait_for(|stop| *stop) => return Ok(()),
+    };
+    let ended = tokio::select! {
+        ended = read_log(database, &lease) => ended,
+        () = lease.lost() => Err(lease.lost_error()),
+        _ = stop.wait_for(|stop| *stop) => Ok(()),
+    };
+    // The next may begin at once.
+    let _ = lease.release().await;
+    ended
+}
+
+/// Reads the log from where the outbox ends. Only a change of capture ends it without an error.
+async fn read_log(database: &Postgres, lease: &Lease) -> Result<()> {
+    let mut appender = Appender::new(database, lease).await?;
+    let conn = appender.connection();
+    if schema::capture(conn).await? != Capture::Log {
+        return Ok(());
+    }
+    let entities = slot::entities(conn, &database.catalog).await?;
+    let mut slot = slot::find(conn).await?;
+    let begin = begin_at(conn).await?;
+    if !slot.usable || slot.confirmed > begin {
+        if slot.usable {
+            tracing::error!(slot = slot.name, "somebody else has read from the replication slot");
+            slot.drop(conn).await?;
+        }
+        slot::install(&database.pool, conn, &database.catalog).await?;
+        slot = slot::find(conn).await?;
+    }
+    slot.release(conn).await?;
+    let begin = begin_at(conn).await?;
+    let near = sqlx::query_scalar::<_, i64>("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint")
+        .fetch_one(&mut *conn)
+        .await
+        .map_err(database_error)?;
+    let client = ReplicationClient::connect(configuration(database, &slot.name, begin)).await.map_err(stream_error)?;
+    let changes = Changes::new(Arc::clone(&database.catalog), entities, near.cast_unsigned());
+    tracing::info!(slot = slot.name, "this node reads the database's log");
+    Stream { database, client, changes, appender, read_to: begin, at: None, transactions: 0 }.run(begin).await
+}
+
+/// Where the outbox ends.
+async fn begin_at(conn: &mut PgConnection) -> Result<u64> {
+    let lsn: i64 = sqlx::query_scalar("SELECT lsn FROM tidewire_log").fetch_one(conn).await.map_err(database_error)?;
+    Ok(lsn.cast_unsigned())
+}
+
+fn configuration(database: &Postgres, slot: &str, begin: u64) -> ReplicationConfig {
+    let options = database.pool.connect_options();
+    let host = match options.get_socket() {
+        Some(folder) => folder.display().to_string(),
+        None => options.get_host().to_owned(),
+    };
+    let user = options.get_username().to_owned();
+    let name = options.get_database().unwrap_or(&user).to_owned();
+    let mut config = ReplicationConfig::new(host, &user, password(&options), name, slot, slot::PUBLICATION);
+    config.port = options.get_port();
+    config.start_lsn = Lsn::from_u64(begin);
+    config.status_interval = Duration::from_secs(1);
+    config.application_name = Some(slot::APPLICATION.to_owned());
+    // Values come in the form that the session's settings give them, and the server's own may be any.
+    config.options = Some(
+        "-c DateStyle=ISO -c IntervalStyle=postgres -c TimeZone=UTC -c bytea_output=hex -c extra_float_digits=1".into(),
+    );
+    config
+}
+
+/// The options tell the password only in their URL.
+fn password(options: &PgConnectOptions) -> String {
+    let url = options.to_url_lossy();
+    let bytes = url.password().unwrap_or_default().as_bytes();
+    let digit = |index: usize| bytes.get(index).and_then(|byte| char::from(*byte).to_digit(16));
+    let (mut out, mut index) = (Vec::with_capacity(bytes.len()), 0);
+    while index < bytes.len() {
+        match (bytes[index], digit(index + 1), digit(index + 2)) {
+            (b'%', Some(high), Some(low)) => {
+                out.push((high * 16 + low) as u8);
+                index += 3;
+            }
+            (byte, ..) => {
+                out.push(byte);
+                index += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+fn stream_error(error: pgwire_replication::PgWireError) -> Error {
+    Error::new(ErrorKind::Database, "the database's log could not be streamed").with_source(error)
+}
+
+/// One stream of the log into the outbox.
+struct Stream<'a> {
+    database: &'a Postgres,
+    client: ReplicationClient,
+    changes: Changes,
+    appender: Appender<'a>,
+    /// The end of the last transaction that was read.
+    read_to: u64,
+    /// When that was committed.
+    at: Option<DateTime<Utc>>,
+    /// How many have been read and not appended yet.
+    transactions: usize,
+}
+
+impl Stream<'_> {
+    async fn run(mut self, begin: u64) -> Result<()> {
+        let mut noted = begin;
+        loop {
+            // What is there already goes into one transaction of ours.
+            let event = match self.client.recv().now_or_never() {
+                Some(event) => event,
+                None => {
+                    if self.transactions > 0 && !self.changes.is_open() {
+                        noted = self.finish().await?;
+                    }
+                    self.client.recv().await
+                }
+            };
+            let Some(event) = event.map_err(stream_error)? else {
+                return Err(Error::new(ErrorKind::Database, "the database ended the stream of its log"));
+            };
+            match event {
+                ReplicationEvent::Begin { xid, commit_time_micros, .. } => {
+                    let source = self.changes.begin(xid, commit_time_micros);
+                    self.appender.note_source(source);
+                    self.at = DateTime::from_timestamp_micros(commit_time_micros.saturating_add(EPOCH_MICROS));
+                }
+                ReplicationEvent::Commit { end_lsn, .. } => {
+                    self.changes.commit();
+                    self.read_to = end_lsn.as_u64();
+                    self.transactions += 1;
+                    if self.transactions >= MAX_TRANSACTIONS || self.is_full() {
+                        noted = self.finish().await?;
+                    }
+                }
+                ReplicationEvent::Message { transactional: true, prefix, content, .. } => {
+                    self.changes.told(&prefix, &content)?;
+                    self.make_room().await?;
+                }
+                ReplicationEvent::XLogData { data, .. } => {
+                    if let Some(notice) = self.changes.read(&data)? {
+                        self.take(notice).await?;
+                    }
+                    self.make_room().await?;
+                }
+                ReplicationEvent::KeepAlive { wal_end, .. } => {
+                    // All before it has been sent, and none of it concerned us. The place is noted first: so the slot is never told of
+                    // more than the outbox knows, and somebody else's reading of it is found out.
+                    let idle = self.transactions == 0 && !self.changes.is_open();
+                    if idle && wal_end.as_u64() > noted + IDLE_BYTES {
+                        self.read_to = wal_end.as_u64();
+                        noted = self.finish().await?;
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.changes.rows.len() >= MAX_ROWS || self.changes.rows.bytes >= MAX_BYTES
+    }
+
+    /// Adds what has been read of a large transaction, so that it need not be held whole.
+    async fn make_room(&mut self) -> Result<()> {
+        if self.is_full() {
+            let rows = std::mem::take(&mut self.changes.rows);
+            self.appender.add(&rows).await?;
+        }
+        Ok(())
+    }
+
+    /// Appends what has been read, and tells those who wait for it.
+    async fn finish(&mut self) -> Result<u64> {
+        let rows = std::mem::take(&mut self.changes.rows);
+        let something = rows.len() > 0 || self.appender.is_open();
+        let now = self.appender.finish(&rows, self.read_to, self.at).await?;
+        self.changes.set_near(now);
+        self.transactions = 0;
+        self.client.update_applied_lsn(Lsn::from_u64(self.read_to));
+        self.database.log.appended.send_replace(self.read_to);
+        if something {
+            self.database.doorbell.notify_one();
+        }
+        Ok(self.read_to)
+    }
+
+    async fn take(&mut self, notice: Notice) -> Result<()> {
+        match notice {
+            Notice::Lacks { table, columns } => {
+                let entity = self
+                    .database
+                    .catalog
+                    .find(table)
+                    .ok_or_else(|| Error::new(ErrorKind::Corrupt, "a table of the log has no entity any more"))?;
+                // A column that was added later is missing in what was written before.
+                let now =
+                    slot::columns(&mut *self.database.pool.acquire().await.map_err(database_error)?, entity).await?;
+                let gone: Vec<_> =
+                    columns.into_iter().filter(|column| !now.iter().any(|name| name == column)).collect();
+                if gone.is_empty() {
+                    return Ok(());
+                }
+                Err(Error::new(
+                    ErrorKind::Setup,
+                    format!(
+                        "the table {table} has no column {} any more, which its entity has. Run the migrations, or generate the \
+                         entities anew; until then the database's log is not read",
+                        gone.join(", ")
+                    ),
+                ))
+            }
+            Notice::Emptied { table } => {
+                tracing::error!(
+                    table,
+                    "a table was truncated past its trigger, and the log does not tell which rows it had: all who follow start over"
+                );
+                // What was before it is of the history that ends.
+                self.changes.rows = Rows::default();
+                self.appender.break_off().await
+            }
+        }
+    }
+}
+
+/// The database counts microseconds from the year 2000.
+const EPOCH_MICROS: i64 = 946_684_800_000_000;
