@@ -212,7 +212,7 @@ impl<'a> Cascades<'a> {
             let in_key = |other: &&ForeignKey| {
                 other.columns.iter().any(|(child, _)| entity.key_columns().any(|column| column.name == child))
             };
-            if keys.iter().filter(to_same).any(|other| in_key(other)) {
+            if keys.iter().filter(to_same).any(in_key) {
                 text.push_str(&record(entity, "delete", &before, "NULL", &source));
                 text.push_str(&record(entity, "insert", "NULL", &after, &source));
             } else {

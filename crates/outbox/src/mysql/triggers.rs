@@ -212,7 +212,7 @@ pub(super) async fn install(conn: &mut MySqlConnection, catalog: &Catalog) -> Re
             found.table == trigger.table && found.moment == trigger.moment && found.name != trigger.name
         });
         let place = if trigger.comes_last() {
-            others.last().map(|other| format!("FOLLOWS {}", identifier(&other.name)))
+            others.next_back().map(|other| format!("FOLLOWS {}", identifier(&other.name)))
         } else {
             others.next().map(|other| format!("PRECEDES {}", identifier(&other.name)))
         };
