@@ -39,7 +39,12 @@ impl TestDatabase {
 
     /// An empty MariaDB database; `None` where MariaDB is not installed.
     pub async fn mariadb() -> Option<Self> {
-        Some(Self { url: MariadbServer::shared().await?.create().await, folder: None, capture: Capture::Triggers })
+        Some(Self {
+            url: MariadbServer::shared().await?.create().await,
+            folder: None,
+            capture: Capture::Triggers,
+            _server: None,
+        })
     }
 
     /// An empty database on a server of the test's own.
