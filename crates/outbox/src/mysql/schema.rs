@@ -56,6 +56,12 @@ CREATE TABLE IF NOT EXISTS tidewire_mutation (
   PRIMARY KEY (id, field),
   KEY tidewire_mutation_at (at)
 ) ENGINE=InnoDB ROW_FORMAT=DYNAMIC DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin;
+CREATE TABLE IF NOT EXISTS tidewire_lease (
+  name varchar(190) NOT NULL PRIMARY KEY,
+  holder varchar(190) NOT NULL,
+  token bigint NOT NULL,
+  expires bigint NOT NULL
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin;
 "];
 
 /// Looks for tables and columns, and whether the capture is in place and up to date.
