@@ -154,6 +154,11 @@ impl Mysql {
             let found = self.capture().await?;
             match self.wanted {
                 Some(wanted) if wanted != found => Err(capture::mismatch(found, wanted)),
+                _ if found != Capture::Triggers => Err(Error::new(
+                    ErrorKind::Setup,
+                    "on MariaDB nothing is recorded without triggers. `tidewire capture install` puts them in place, where `capture` in [database] \
+                     says \"triggers\", or `Recorder::install_capture` from a program",
+                )),
                 _ => Ok(found),
             }
         });
@@ -261,7 +266,11 @@ impl Database for Mysql {
                 check_binary_log(&mut conn).await?;
                 triggers::install(&mut conn, &self.catalog).await?;
             }
-            Capture::Hooks | Capture::Log => triggers::remove(&mut conn).await?,
+            Capture::Hooks => triggers::remove(&mut conn).await?,
+            Capture::Log => {
+                let problem = "MariaDB's binary log is not read yet: capture by `triggers`, which see what any program writes";
+                return Err(Error::new(ErrorKind::Setup, problem));
+            }
         }
         let said = sqlx::query("UPDATE tidewire_log SET capture = ?").bind(capture.to_string());
         said.execute(&mut *conn).await.map(drop).map_err(database_error)
@@ -275,6 +284,9 @@ impl Database for Mysql {
 
     async fn execute(&self, statement: Statement, text: Text, context: &Context) -> Result<Executed, DbErr> {
         let effect = Self::effect(&statement.sql)?;
+        if effect == Effect::Write {
+            self.captured().await?;
+        }
         if effect == Effect::Write && (text == Text::Many || *context != Context::default()) {
             let session = self.begin(context, TransactionOptions::default()).await?;
             // On an error the session is dropped, which rolls it back.
@@ -311,6 +323,7 @@ impl Database for Mysql {
     }
 
     async fn begin(&self, context: &Context, options: TransactionOptions) -> Result<Arc<dyn Session>, DbErr> {
+        self.captured().await?;
         let (catalog, doorbell) = (Arc::clone(&self.catalog), Arc::clone(&self.doorbell));
         Ok(Arc::new(MysqlSession::begin(&self.pool, context, &options, catalog, doorbell).await?))
     }

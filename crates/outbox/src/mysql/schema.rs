@@ -41,12 +41,6 @@ INSERT IGNORE INTO tidewire_log VALUES (1, 0, '', 0, 0, 'triggers');
 CREATE TABLE IF NOT EXISTS tidewire_barrier (n int NOT NULL PRIMARY KEY) ENGINE=InnoDB;
 INSERT IGNORE INTO tidewire_barrier
   WITH RECURSIVE numbers AS (SELECT 0 AS n UNION ALL SELECT n + 1 FROM numbers WHERE n < 63) SELECT n FROM numbers;
-CREATE TABLE IF NOT EXISTS tidewire_lease (
-  name varchar(255) NOT NULL PRIMARY KEY,
-  holder varchar(255) NOT NULL,
-  token bigint NOT NULL,
-  expires bigint NOT NULL
-) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin;
 CREATE TABLE IF NOT EXISTS tidewire_mutation (
   id varbinary(512) NOT NULL,
   field varbinary(255) NOT NULL,
