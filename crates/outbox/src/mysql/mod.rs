@@ -268,7 +268,8 @@ impl Database for Mysql {
             }
             Capture::Hooks => triggers::remove(&mut conn).await?,
             Capture::Log => {
-                let problem = "MariaDB's binary log is not read yet: capture by `triggers`, which see what any program writes";
+                let problem =
+                    "MariaDB's binary log is not read yet: capture by `triggers`, which see what any program writes";
                 return Err(Error::new(ErrorKind::Setup, problem));
             }
         }
