@@ -41,6 +41,7 @@ mod sections {
     #[serde(deny_unknown_fields)]
     pub struct Database {
         pub url: String,
+        pub direct_url: String,
         pub max_readers: u32,
         pub capture: String,
         pub max_kept_log: u64,
@@ -92,6 +93,8 @@ mod sections {
     #[serde(deny_unknown_fields)]
     pub struct Log {
         pub poll_max_ms: u64,
+        pub poll_max_rung_ms: u64,
+        pub doorbell_interval_ms: u64,
         pub ring_max_bytes: usize,
         pub ring_max_transactions: usize,
         pub chunk_changes: usize,
@@ -157,6 +160,8 @@ impl Config {
     pub fn recorder(&self) -> Result<RecorderOptions> {
         let mut log = LogOptions::default();
         log.poll_max = Duration::from_millis(self.log.poll_max_ms);
+        log.poll_max_rung = Duration::from_millis(self.log.poll_max_rung_ms);
+        log.doorbell_interval = Duration::from_millis(self.log.doorbell_interval_ms);
         log.ring_max_bytes = self.log.ring_max_bytes;
         log.ring_max_transactions = self.log.ring_max_transactions;
         log.chunk_changes = self.log.chunk_changes;
@@ -165,6 +170,7 @@ impl Config {
         let mut options = RecorderOptions::default();
         options.max_readers = self.database.max_readers;
         options.log = log;
+        options.direct_url = Some(self.database.direct_url.clone()).filter(|url| !url.is_empty());
         options.max_kept_log = Some(self.database.max_kept_log).filter(|bytes| *bytes > 0);
         if !self.database.capture.is_empty() {
             options.capture = Some(self.database.capture.parse().context("`capture` in [database]")?);

@@ -1,5 +1,6 @@
 use anyhow::Result;
 use migration::{MigrationStatus, Migrator, MigratorTrait};
+use sea_orm::{ConnectionTrait, DbBackend};
 use tidewire_outbox::{Recorder, SCHEMA_VERSION};
 
 use crate::config::Config;
@@ -7,6 +8,8 @@ use crate::config::Config;
 /// What a check found.
 enum Finding {
     Fine(String),
+    /// It works, but not as well as it could.
+    Lesser(String),
     Wrong(String),
 }
 
@@ -27,16 +30,18 @@ pub async fn doctor(config: &Config) -> Result<bool> {
     findings.push(outbox(&recorder).await);
     findings.push(migrations(&recorder).await);
     findings.push(capture(&recorder).await);
+    findings.extend(doorbells(&recorder).await);
     findings.extend(database_log(&recorder).await);
     findings.push(retention(&recorder, config).await);
     recorder.close().await;
     findings.iter().for_each(print);
-    Ok(findings.iter().all(|finding| matches!(finding, Finding::Fine(_))))
+    Ok(findings.iter().all(|finding| !matches!(finding, Finding::Wrong(_))))
 }
 
 fn print(finding: &Finding) {
     match finding {
         Finding::Fine(text) => println!("ok     {text}"),
+        Finding::Lesser(text) => println!("note   {text}"),
         Finding::Wrong(text) => println!("WRONG  {text}"),
     }
 }
@@ -81,6 +86,19 @@ async fn capture(recorder: &Recorder) -> Finding {
     match recorder.check().await {
         Ok(()) => Finding::Fine(format!("writes of {} entities can be recorded", recorder.catalog().entities().len())),
         Err(error) => Finding::Wrong(format!("writes cannot be recorded: {error:?}")),
+    }
+}
+
+/// Only several processes on one server have any.
+async fn doorbells(recorder: &Recorder) -> Option<Finding> {
+    let postgres = recorder.get_database_backend() == DbBackend::Postgres;
+    match recorder.log().check_doorbell().await {
+        Ok(true) => Some(Finding::Fine("commits of other processes are rung for".into())),
+        Ok(false) => {
+            let text = "doorbells are off (`doorbell_interval_ms`): writes of other processes are found by looking";
+            postgres.then(|| Finding::Lesser(text.into()))
+        }
+        Err(error) => Some(Finding::Lesser(error.to_string())),
     }
 }
 

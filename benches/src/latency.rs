@@ -61,9 +61,9 @@ async fn measure(name: &str, demo: &Demo, writer: &Recorder) -> Result<()> {
     Ok(())
 }
 
-type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+pub(crate) type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
-async fn subscribe(url: &str) -> Result<Socket> {
+pub(crate) async fn subscribe(url: &str) -> Result<Socket> {
     let mut request = url.into_client_request()?;
     request.headers_mut().insert("sec-websocket-protocol", "graphql-transport-ws".parse()?);
     let (mut socket, _) = connect_async(request).await?;
@@ -75,7 +75,7 @@ async fn subscribe(url: &str) -> Result<Socket> {
     Ok(socket)
 }
 
-async fn next(socket: &mut Socket) -> Result<Value> {
+pub(crate) async fn next(socket: &mut Socket) -> Result<Value> {
     loop {
         if let Message::Text(text) = socket.next().await.context("the server has gone")?? {
             return Ok(serde_json::from_str(&text)?);

@@ -6,6 +6,7 @@
 mod fanout;
 mod latency;
 mod measure;
+mod nodes;
 mod postgres;
 mod query;
 mod resume;
@@ -50,6 +51,12 @@ enum Command {
         #[arg(long)]
         database: String,
     },
+    /// From a commit on one node of a PostgreSQL to a client of another, and what doorbells cost writers
+    Nodes {
+        /// An empty PostgreSQL database
+        #[arg(long)]
+        database: String,
+    },
     /// The time to the first answer, and idle memory
     Startup {
         /// The built program
@@ -79,6 +86,7 @@ fn main() -> Result<()> {
             measure::one_thread()?.block_on(query::run(&sakila, seaography.as_deref()))
         }
         Command::Tail { database } => measure::one_thread()?.block_on(tail::run(&database)),
+        Command::Nodes { database } => measure::threads()?.block_on(nodes::run(&database)),
         Command::Startup { tidewire } => measure::one_thread()?.block_on(startup::run(&tidewire)),
     }
 }

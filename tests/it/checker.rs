@@ -1,32 +1,35 @@
-use std::time::Duration;
+use std::{slice, time::Duration};
 
 use tidewire_axum::{Server, ServerOptions};
 use tidewire_graphql::Api;
 use tidewire_outbox::{Capture, Recorder, RecorderOptions};
 use tidewire_testkit::{
-    TestDatabase,
-    checker::{Checker, LogSubscriber, SocketSubscriber, Subscriber, capture, domain, write, writer},
+    PostgresServer, Proxy, TestDatabase,
+    checker::{Checker, Control, LogSubscriber, Mistake, SocketSubscriber, Subscriber, capture, domain, write, writer},
 };
-use tokio::{net::TcpListener, sync::oneshot};
+use tokio::{
+    net::TcpListener,
+    sync::{oneshot, watch},
+};
 
 /// I1, I3, I4, I5: whatever the writers do and however they die, every subscriber sees every change once, in order, in whole transactions.
 #[tokio::test(flavor = "multi_thread")]
 async fn subscribers_see_every_change_once_in_order_and_whole() {
-    check(TestDatabase::sqlite(), 100_000).await;
+    let database = TestDatabase::sqlite();
+    let recorder = database.recorder_with(domain::registry(), forgetful(), domain::create).await;
+    check(&database, &recorder, slice::from_ref(&recorder), Vec::new(), None, changes(100_000)).await;
 }
 
+/// On three nodes whose network is cut again and again, and a server that is restarted in the middle. Readers that make well-known mistakes
+/// are found to.
 #[tokio::test(flavor = "multi_thread")]
 async fn subscribers_see_every_change_once_in_order_and_whole_on_postgres() {
-    if let Some(database) = TestDatabase::postgres().await {
-        check(database.captured_by(Capture::Triggers), 50_000).await;
-    }
+    on_three_nodes(Capture::Triggers).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn subscribers_see_every_change_once_in_order_and_whole_on_postgres_by_hooks() {
-    if let Some(database) = TestDatabase::postgres().await {
-        check(database.captured_by(Capture::Hooks), 50_000).await;
-    }
+    on_three_nodes(Capture::Hooks).await;
 }
 
 /// The same, where those who read the database's log are killed in the middle of it, and others take over.
@@ -45,54 +48,102 @@ async fn subscribers_see_every_change_once_in_order_and_whole_by_the_log_of_post
             readers[number as usize % 2] = start(number);
         }
     });
-    check_with(&database, 50_000, Recorder::connect_with(database.url(), domain::registry(), options()).await.unwrap())
-        .await;
+    let recorder = Recorder::connect_with(database.url(), domain::registry(), forgetful()).await.unwrap();
+    check(&database, &recorder, slice::from_ref(&recorder), Vec::new(), None, changes(50_000)).await;
     killer.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn subscribers_see_every_change_once_in_order_and_whole_on_mariadb() {
     if let Some(database) = TestDatabase::mariadb().await {
-        check(database, 50_000).await;
+        let recorder = database.recorder_with(domain::registry(), forgetful(), domain::create).await;
+        check(&database, &recorder, slice::from_ref(&recorder), Vec::new(), None, changes(50_000)).await;
     }
 }
 
-async fn check(database: TestDatabase, changes: u64) {
-    let recorder = database.recorder_with(domain::registry(), options(), domain::create).await;
-    check_with(&database, changes, recorder).await;
+async fn on_three_nodes(capture: Capture) {
+    let Some(mut server) = PostgresServer::own(&[]).await else { return };
+    let database = TestDatabase::at(server.create().await).captured_by(capture);
+    let proxy = Proxy::to(server.port()).await;
+    let recorder = database.recorder_with(domain::registry(), forgetful(), domain::create).await;
+    let mut nodes = Vec::new();
+    for _ in 0..3 {
+        let url = proxy.url(database.url());
+        nodes.push(Recorder::connect_with(&url, domain::registry(), forgetful()).await.unwrap());
+    }
+    let (accidents, mut calm) = watch::channel(false);
+    let happening = tokio::spawn(async move {
+        for number in 1_u64.. {
+            // Not too regular.
+            let pause = Duration::from_millis(500 + number * 7_919 % 3_000);
+            if tokio::time::timeout(pause, calm.wait_for(|calm| *calm)).await.is_ok() {
+                return (server, proxy);
+            }
+            proxy.cut();
+            if number % 8 == 3 {
+                server.stop();
+                server.start().await;
+            }
+        }
+        (server, proxy)
+    });
+    let controls = [Mistake::NumbersInOrder, Mistake::IdsInOrder]
+        .map(|mistake| Control { mistake, url: database.url().to_owned() })
+        .to_vec();
+    check(&database, &recorder, &nodes, controls, Some(accidents), changes(50_000)).await;
+    drop(happening.await.unwrap());
 }
 
-/// Of a server that remembers so little that those who were away must read from the outbox.
-fn options() -> RecorderOptions {
+/// How many changes to check: `TIDEWIRE_CHECKER_CHANGES`, for a longer run, or so many.
+fn changes(usual: u64) -> u64 {
+    std::env::var("TIDEWIRE_CHECKER_CHANGES").ok().map_or(usual, |changes| changes.parse().unwrap())
+}
+
+/// A node that remembers so little that those who were away must read from the outbox.
+fn forgetful() -> RecorderOptions {
     let mut options = RecorderOptions::default();
     options.log.ring_max_transactions = 50;
     options.log.chunk_changes = 64;
     options
 }
 
-async fn check_with(database: &TestDatabase, changes: u64, recorder: Recorder) {
-    // GIVEN a database and a server
-    let server = serve(recorder.clone()).await;
-    let url = format!("ws://{}/graphql", server.address);
+async fn check(
+    database: &TestDatabase,
+    recorder: &Recorder,
+    nodes: &[Recorder],
+    controls: Vec<Control>,
+    accidents: Option<watch::Sender<bool>>,
+    changes: u64,
+) {
+    // GIVEN servers
+    let mut servers = Vec::new();
+    for node in nodes {
+        servers.push(serve(node.clone()).await);
+    }
+    let urls: Vec<_> = servers.iter().map(|server| format!("ws://{}/graphql", server.address)).collect();
 
     // WHEN two processes write, one of them killed again and again, and subscribers come and go
     let checker = Checker {
-        recorder: &recorder,
+        recorder,
         writer: &|seed| writer("checker::checker_writer", database.url(), seed),
         changes,
+        controls,
+        accidents,
         seed: 1,
     };
     let subscribers: Vec<Box<dyn Subscriber>> = vec![
-        Box::new(SocketSubscriber::all(&url)),
-        Box::new(SocketSubscriber::shape(&url)),
-        Box::new(LogSubscriber::new(&recorder)),
+        Box::new(SocketSubscriber::all(&urls)),
+        Box::new(SocketSubscriber::shape(&urls)),
+        Box::new(LogSubscriber::new(&nodes[0])),
     ];
     let report = checker.run(subscribers).await;
 
     // THEN (checked on the way and at the end) all is well
     println!("{report:?}");
     assert!(report.changes >= changes && report.kills > 10 && report.connections > 10, "{report:?}");
-    server.stop().await;
+    for server in servers {
+        server.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,4 +10,5 @@ mod contract;
 mod faults;
 mod locks;
 mod mariadb;
+mod outages;
 mod postgres;

@@ -1,6 +1,9 @@
 //! Health and metrics.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use axum::{
     extract::State as AxumState,
@@ -15,8 +18,12 @@ use prometheus_client::{
 };
 use tidewire_graphql::SubscriptionStats;
 use tidewire_outbox::{LogStatus, Stats as OutboxStats, TailStats};
+use tokio::time::timeout;
 
 use crate::server::State;
+
+/// How long the database may take to answer here. Whoever asks has little patience.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The process runs.
 pub(crate) async fn alive() -> &'static str {
@@ -34,23 +41,24 @@ pub(crate) async fn ready(AxumState(state): AxumState<State>) -> Response {
         return (StatusCode::SERVICE_UNAVAILABLE, "the outbox, or the database's log, cannot be read\n")
             .into_response();
     }
-    match log.stats().await {
-        Ok(_) => "ready\n".into_response(),
-        Err(error) => {
-            tracing::warn!(%error, "not ready");
-            (StatusCode::SERVICE_UNAVAILABLE, "the database does not answer\n").into_response()
-        }
+    match timeout(PATIENCE, log.stats()).await {
+        Ok(Ok(_)) => return "ready\n".into_response(),
+        Ok(Err(error)) => tracing::warn!(%error, "not ready"),
+        Err(_) => tracing::warn!("not ready: the database does not answer in time"),
     }
+    (StatusCode::SERVICE_UNAVAILABLE, "the database does not answer\n").into_response()
 }
 
 /// The metrics, as Prometheus reads them.
 pub(crate) async fn metrics(AxumState(state): AxumState<State>) -> Response {
     let api = &state.0.api;
     let log = api.recorder().log();
-    let Ok(outbox) = log.stats().await else {
-        return (StatusCode::SERVICE_UNAVAILABLE, "the database does not answer\n").into_response();
+    // Without the database there is still something to tell, that it does not answer among it.
+    let outbox = timeout(PATIENCE, log.stats()).await.ok().and_then(Result::ok);
+    let database_log = match &outbox {
+        Some(_) => timeout(PATIENCE, api.recorder().log_status()).await.ok().and_then(Result::ok).flatten(),
+        None => None,
     };
-    let database_log = api.recorder().log_status().await.ok().flatten();
     let (tail, subscriptions) = (log.tail_stats(), api.subscription_stats());
     let snapshot = Snapshot { outbox, tail, subscriptions, database_log, state };
     let mut registry = Registry::with_prefix("tidewire");
@@ -64,7 +72,7 @@ pub(crate) async fn metrics(AxumState(state): AxumState<State>) -> Response {
 
 #[derive(Debug)]
 struct Snapshot {
-    outbox: OutboxStats,
+    outbox: Option<OutboxStats>,
     tail: TailStats,
     subscriptions: SubscriptionStats,
     /// Where the database's own log is captured.
@@ -75,7 +83,7 @@ struct Snapshot {
 impl Snapshot {
     /// From the newest change that the tail has read to the newest that there is.
     fn lag_seconds(&self, lag: u64) -> u64 {
-        match (self.outbox.newest_at, self.tail.newest_at) {
+        match (self.outbox.as_ref().and_then(|outbox| outbox.newest_at), self.tail.newest_at) {
             (Some(newest), Some(read)) if lag > 0 => u64::try_from((newest - read).num_seconds()).unwrap_or(0),
             _ => 0,
         }
@@ -90,19 +98,22 @@ impl Collector for Snapshot {
             let metric = ConstGauge::new(i64::try_from(value).unwrap_or(i64::MAX));
             metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
         };
-        let lag = self.outbox.newest_seq.unwrap_or(0).saturating_sub(self.tail.newest_seq.unwrap_or(0));
-        gauge("outbox_changes", "Changes that the outbox holds", self.outbox.changes)?;
-        gauge(
-            "tail_lag_changes",
-            "Numbers of changes that the tail has yet to read",
-            if self.tail.running { lag } else { 0 },
-        )?;
-        gauge(
-            "tail_lag_seconds",
-            "Seconds between the newest change and the newest that the tail has read",
-            self.lag_seconds(lag),
-        )?;
-        gauge("tail_healthy", "Whether the last look at the outbox succeeded", u64::from(self.tail.healthy))?;
+        if let Some(outbox) = &self.outbox {
+            let lag = outbox.newest_seq.unwrap_or(0).saturating_sub(self.tail.newest_seq.unwrap_or(0));
+            gauge("outbox_changes", "Changes that the outbox holds", outbox.changes)?;
+            gauge(
+                "tail_lag_changes",
+                "Numbers of changes that the tail has yet to read",
+                if self.tail.running { lag } else { 0 },
+            )?;
+            gauge(
+                "tail_lag_seconds",
+                "Seconds between the newest change and the newest that the tail has read",
+                self.lag_seconds(lag),
+            )?;
+        }
+        gauge("tail_healthy", "Whether the outbox can be read", u64::from(self.tail.healthy))?;
+        gauge("tail_rung", "Whether every other process tells of its writes", u64::from(self.tail.rung))?;
         gauge("ring_transactions", "Transactions kept in memory", self.tail.ring_transactions)?;
         gauge("ring_bytes", "Bytes of transactions kept in memory", self.tail.ring_bytes)?;
         gauge("followers", "Readers that follow the log", self.tail.followers)?;
@@ -127,7 +138,9 @@ impl Collector for Snapshot {
             let metric = ConstCounter::new(value);
             metric.encode(encoder.encode_descriptor(name, help, None, metric.metric_type())?)
         };
-        counter("captured_changes", "Changes that were ever recorded in the outbox", self.outbox.recorded)?;
+        if let Some(outbox) = &self.outbox {
+            counter("captured_changes", "Changes that were ever recorded in the outbox", outbox.recorded)?;
+        }
         counter("tailed_transactions", "Transactions that the tail has read", self.tail.transactions)?;
         counter("tailed_changes", "Changes that the tail has read", self.tail.changes)?;
         counter("delivered_events", "Events that were handed to subscribers", self.subscriptions.events)?;

@@ -30,6 +30,8 @@ pub enum Code {
     RolledBack,
     /// The database is locked. Trying again may succeed.
     Busy,
+    /// The database cannot be reached. Trying again may succeed; a write may have happened.
+    Unavailable,
     /// The database takes no writes: its disk is full, or it is read-only. Reading goes on.
     Unwritable,
     /// A field that was added by hand failed, and gave no code of its own.
@@ -54,6 +56,7 @@ impl Code {
             Self::MutationIdReused => "MUTATION_ID_REUSED",
             Self::RolledBack => "ROLLED_BACK",
             Self::Busy => "BUSY",
+            Self::Unavailable => "UNAVAILABLE",
             Self::Unwritable => "UNWRITABLE",
             Self::ExecutionFailed => "EXECUTION_FAILED",
             Self::Internal => "INTERNAL",
@@ -95,6 +98,13 @@ impl From<OutboxError> for ApiError {
     fn from(error: OutboxError) -> Self {
         match error.kind() {
             ErrorKind::Busy => Self::new(Code::Busy, "the database is busy; try again"),
+            ErrorKind::Unavailable => {
+                tracing::warn!(%error, "a request failed");
+                Self::new(
+                    Code::Unavailable,
+                    "the database cannot be reached now; try again, with the same `mutationId`: a write may have happened",
+                )
+            }
             ErrorKind::Unwritable => {
                 tracing::error!(%error, "a write failed; is the disk full?");
                 Self::new(Code::Unwritable, "the database takes no writes now; nothing was written")

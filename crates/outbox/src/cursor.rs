@@ -1,4 +1,9 @@
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{
+    fmt,
+    hash::{Hash, Hasher},
+    str::FromStr,
+    sync::Arc,
+};
 
 use crate::error::{Error, ErrorKind};
 
@@ -63,9 +68,10 @@ impl Numbers {
 }
 
 /// Which transactions a database shows at one moment, by their ids.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone)]
 pub(crate) struct DatabaseSnapshot {
-    /// The id after the last that had ended. None from this one on is visible, though some may have begun.
+    /// The id after the newest that the outbox showed. None from this one on is visible, though some may have begun, and some ended without a
+    /// change.
     pub(crate) xmax: u64,
     /// Ids before it that had not ended, in order.
     pub(crate) in_flight: Vec<u64>,
@@ -73,6 +79,21 @@ pub(crate) struct DatabaseSnapshot {
     pub(crate) sequence: u64,
     /// How far the database's own log had been read into the outbox; 0 where it is not captured by that.
     pub(crate) log: u64,
+}
+
+/// Two that show the same are the same, though one may know of a later number.
+impl PartialEq for DatabaseSnapshot {
+    fn eq(&self, other: &Self) -> bool {
+        self.xmax == other.xmax && self.in_flight == other.in_flight
+    }
+}
+
+impl Eq for DatabaseSnapshot {}
+
+impl Hash for DatabaseSnapshot {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.xmax, &self.in_flight).hash(state);
+    }
 }
 
 impl DatabaseSnapshot {

@@ -48,8 +48,21 @@ pub(crate) trait Database: Send + Sync + fmt::Debug + 'static {
     /// Reads the JSON that selects give.
     fn packed(&self) -> &'static dyn Packed;
 
-    /// Rung after commits of this process.
+    /// Rung after commits of this process, and, once it [listens](Self::listen), after those of others that ring.
     fn doorbell(&self) -> &Arc<Notify>;
+
+    /// Begins to listen for the doorbells of other processes, where there are any. Called when the tail starts.
+    fn listen(&self) {}
+
+    /// Whether every write of every process rings here now, so that looking for what was not rung for may be rare.
+    fn hears_all(&self) -> bool {
+        false
+    }
+
+    /// Tries whether doorbells of other processes are heard; `false` where there are none, or they are turned off.
+    async fn check_doorbell(&self) -> Result<bool> {
+        Ok(false)
+    }
 
     /// Connects for writing if that has not happened, so that what is wrong with the database is known early.
     async fn check(&self) -> Result<()>;

@@ -29,8 +29,10 @@ pub enum ErrorKind {
     /// An earlier statement of the transaction failed, and with it the transaction: PostgreSQL runs nothing more in it, and MariaDB has rolled it
     /// back after a deadlock.
     Aborted,
-    /// The database failed, or could not be reached. Trying again may succeed.
+    /// The database failed. Trying again may succeed.
     Database,
+    /// The database cannot be reached, or the connection broke. Trying again may succeed; a write whose commit was under way may have happened.
+    Unavailable,
 }
 
 /// An error of this crate: a kind to act on, a message for a person, and the cause where there is one.
@@ -62,7 +64,7 @@ impl Error {
 
     /// Whether the same call may succeed later without a change of code, data or configuration.
     pub fn is_transient(&self) -> bool {
-        matches!(self.kind, ErrorKind::Busy | ErrorKind::Unwritable | ErrorKind::Database)
+        matches!(self.kind, ErrorKind::Busy | ErrorKind::Unwritable | ErrorKind::Database | ErrorKind::Unavailable)
     }
 }
 
@@ -92,7 +94,7 @@ impl StdError for Error {
 const MARK: &str = "tidewire: ";
 
 /// The kinds that are not found again in the database's own error.
-const MARKED: [(ErrorKind, &str); 9] = [
+const MARKED: [(ErrorKind, &str); 10] = [
     (ErrorKind::Registry, "registry: "),
     (ErrorKind::Setup, "setup: "),
     (ErrorKind::Refused, "refused: "),
@@ -101,6 +103,7 @@ const MARKED: [(ErrorKind, &str); 9] = [
     (ErrorKind::Filter, "filter: "),
     (ErrorKind::Corrupt, "corrupt: "),
     (ErrorKind::Busy, "busy: "),
+    (ErrorKind::Unavailable, "unavailable: "),
     (ErrorKind::Aborted, "aborted: "),
 ];
 
@@ -140,9 +143,15 @@ impl From<DbErr> for Error {
         }
         let kind = match code(&error).as_deref() {
             _ if mysql.is_some() => mysql.map_or(ErrorKind::Database, |(number, _)| mysql_kind(number)),
-            // The database's states, five characters each: serialisation failures, deadlocks, locks that are not to be had, no room for
-            // one more connection, and a server that starts or stops.
-            Some("40001" | "40P01" | "55P03" | "53300" | "57P01" | "57P03") => ErrorKind::Busy,
+            // The database's states, five characters each: serialisation failures, deadlocks, locks that are not to be had, and no room
+            // for one more connection.
+            Some("40001" | "40P01" | "55P03" | "53300") => ErrorKind::Busy,
+            // A server that starts or stops, and connections that broke.
+            Some("57P01" | "57P02" | "57P03" | "08000" | "08001" | "08003" | "08004" | "08006") => {
+                ErrorKind::Unavailable
+            }
+            // What the user may not do, who it is, and which database: only a person mends that.
+            Some("42501" | "28000" | "28P01" | "3D000") => ErrorKind::Setup,
             // A read-only transaction or server, and a full disk.
             Some("25006" | "53100") => ErrorKind::Unwritable,
             Some("25P02") => ErrorKind::Aborted,
@@ -157,13 +166,25 @@ impl From<DbErr> for Error {
                 }
                 _ => ErrorKind::Database,
             },
-            None if is_out_of_connections(&error) => ErrorKind::Busy,
-            None => ErrorKind::Database,
+            None => match sqlx_error(&error) {
+                Some(sqlx::Error::PoolTimedOut) => ErrorKind::Busy,
+                // A pooler in between closes connections in its own words.
+                Some(sqlx::Error::Io(_) | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed) => {
+                    ErrorKind::Unavailable
+                }
+                _ if matches!(error, DbErr::ConnectionAcquire(_)) => ErrorKind::Busy,
+                _ => ErrorKind::Database,
+            },
         };
+        if let (ErrorKind::Setup, Some(refusal)) = (kind, sqlx_error(&error).and_then(sqlx::Error::as_database_error)) {
+            // Names of users, tables and databases, and no values.
+            return Self::new(kind, format!("the database refuses: {}", refusal.message())).with_source(error);
+        }
         let message = match kind {
             ErrorKind::Busy if is_out_of_connections(&error) => "no connection became free in time",
             ErrorKind::Busy => "the database is busy: another connection holds what this one needs",
             ErrorKind::Unwritable => "the database cannot be written",
+            ErrorKind::Unavailable => "the database cannot be reached",
             ErrorKind::Aborted => "an earlier statement of the transaction failed, and with it the transaction",
             _ => "the database failed",
         };
@@ -175,14 +196,16 @@ impl From<DbErr> for Error {
 const SIGNAL: u16 = 1644;
 
 fn is_out_of_connections(error: &DbErr) -> bool {
-    let sqlx = match error {
-        DbErr::ConnectionAcquire(_) => return true,
+    matches!(error, DbErr::ConnectionAcquire(_)) || matches!(sqlx_error(error), Some(sqlx::Error::PoolTimedOut))
+}
+
+fn sqlx_error(error: &DbErr) -> Option<&sqlx::Error> {
+    match error {
         DbErr::Conn(RuntimeErr::SqlxError(error))
         | DbErr::Exec(RuntimeErr::SqlxError(error))
-        | DbErr::Query(RuntimeErr::SqlxError(error)) => error,
-        _ => return false,
-    };
-    matches!(**sqlx, sqlx::Error::PoolTimedOut)
+        | DbErr::Query(RuntimeErr::SqlxError(error)) => Some(error),
+        _ => None,
+    }
 }
 
 fn mysql_kind(number: u16) -> ErrorKind {
@@ -197,25 +220,13 @@ fn mysql_kind(number: u16) -> ErrorKind {
 
 /// The number and the message of MariaDB's; its states say too little.
 fn mysql_error(error: &DbErr) -> Option<(u16, &str)> {
-    let (DbErr::Conn(RuntimeErr::SqlxError(error))
-    | DbErr::Exec(RuntimeErr::SqlxError(error))
-    | DbErr::Query(RuntimeErr::SqlxError(error))) = error
-    else {
-        return None;
-    };
-    let error = error.as_database_error()?.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>()?;
+    let error = sqlx_error(error)?.as_database_error()?.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>()?;
     Some((error.number(), error.message()))
 }
 
 /// The code that the database gave.
 fn code(error: &DbErr) -> Option<String> {
-    let (DbErr::Conn(RuntimeErr::SqlxError(error))
-    | DbErr::Exec(RuntimeErr::SqlxError(error))
-    | DbErr::Query(RuntimeErr::SqlxError(error))) = error
-    else {
-        return None;
-    };
-    Some(error.as_database_error()?.code()?.into_owned())
+    Some(sqlx_error(error)?.as_database_error()?.code()?.into_owned())
 }
 
 #[cfg(test)]

@@ -62,6 +62,11 @@ impl TestDatabase {
         Self { _server: Some(server), ..database }
     }
 
+    /// A PostgreSQL database that is there, by its URL: on a server of the test's own, or by another way to it.
+    pub fn at(url: impl Into<String>) -> Self {
+        Self { url: url.into(), folder: None, capture: Capture::Hooks, _server: None }
+    }
+
     /// Another empty database of the same kind, captured in the same way.
     pub async fn another(&self) -> Self {
         let other = match self.url.split(':').next() {

@@ -5,7 +5,9 @@ pub mod checker;
 mod database;
 mod mariadb;
 mod ordinary_user;
+mod pgbouncer;
 mod postgres;
+mod proxy;
 mod replica;
 mod require;
 mod target;
@@ -16,7 +18,9 @@ pub mod zoo;
 pub use self::{
     database::TestDatabase,
     mariadb::MariadbServer,
+    pgbouncer::PgBouncer,
     postgres::PostgresServer,
+    proxy::{Proxy, Side},
     replica::{Replica, cells_of},
     require::{available, sakila},
     target::Target,

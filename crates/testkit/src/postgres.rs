@@ -2,10 +2,11 @@
 
 use std::{
     fs,
+    io::Write,
     net::TcpListener,
     os::unix::fs::chown,
     path::{Path, PathBuf},
-    process::{Child, Stdio},
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -20,14 +21,32 @@ const USERS: &[&str] = &["postgres", "nobody"];
 
 /// How long a server may take to begin to answer.
 const START: Duration = Duration::from_secs(60);
+/// After how long one that does not answer is started again.
+const RESTART: Duration = Duration::from_secs(10);
+
+/// What a server for tests needs: room for many tests, nothing that waits for a disk, and everything that some test looks at.
+const SETTINGS: &[&str] = &[
+    "listen_addresses=127.0.0.1",
+    "fsync=off",
+    "wal_level=logical",
+    "deadlock_timeout=20ms",
+    "max_connections=300",
+    "max_prepared_transactions=10",
+    "max_replication_slots=1000",
+    "max_wal_senders=1000",
+    "max_slot_wal_keep_size=1GB",
+    "max_wal_size=256MB",
+];
 
 /// A server in a temporary folder, on a free port. It ends with the process, however that ends.
 #[derive(Debug)]
 pub struct PostgresServer {
     port: u16,
     folder: TempDir,
-    /// Stops the server when the pipe to it closes.
-    _keeper: Child,
+    settings: Vec<String>,
+    programs: PathBuf,
+    /// Stops the server when the pipe to it closes. `None` while it does not run.
+    keeper: Option<Child>,
 }
 
 /// The folder of the server's programs: the newest that Debian's packages have installed, or the one on the path.
@@ -47,6 +66,36 @@ fn programs() -> Option<PathBuf> {
     std::env::split_paths(&path).find(|folder| folder.join("initdb").is_file() && folder.join("postgres").is_file())
 }
 
+pub(crate) fn as_ordinary_user(program: &Path) -> Command {
+    ordinary_user::command(program, ordinary_user::id(USERS))
+}
+
+async fn answers(url: &str) -> Result<(), String> {
+    match tokio::time::timeout(Duration::from_secs(5), PgConnection::connect(url)).await {
+        Ok(connected) => connected.map(drop).map_err(|error| error.to_string()),
+        Err(_) => Err("no answer".into()),
+    }
+}
+
+/// A folder that the server's user may write.
+pub(crate) fn folder() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    if let Some((user, group)) = ordinary_user::id(USERS) {
+        chown(folder.path(), Some(user), Some(group)).unwrap();
+    }
+    folder
+}
+
+/// A port below those that the system gives away by itself, so that nobody takes it before the server does, or while that is stopped.
+pub(crate) fn free_port() -> u16 {
+    loop {
+        let port = 10_000 + u16::try_from(uuid::Uuid::new_v4().as_u128() % 22_000).unwrap();
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
 impl PostgresServer {
     /// The server of this process; started by the first who asks. `None` where PostgreSQL is not installed.
     pub async fn shared() -> Option<&'static Self> {
@@ -57,19 +106,26 @@ impl PostgresServer {
                 if !available("postgres", programs.is_some()) {
                     return None;
                 }
-                Some(Self::start(&programs?, "").await)
+                Some(Self::create_cluster(&programs?, &[]).await)
             })
             .await
             .as_ref()
     }
 
-    /// A server of one test's own, with settings of its own: `-c wal_level=replica`. `None` where PostgreSQL is not installed.
-    pub async fn with(settings: &str) -> Option<Self> {
+    /// A server that a test has for itself, so that it may be stopped and set up as it likes: `["max_connections=10"]`. `None` where
+    /// PostgreSQL is not installed.
+    pub async fn own(settings: &[&str]) -> Option<Self> {
         let programs = programs();
         if !available("postgres", programs.is_some()) {
             return None;
         }
-        Some(Self::start(&programs?, settings).await)
+        Some(Self::create_cluster(&programs?, settings).await)
+    }
+
+    /// A server of one test's own, with settings of its own: `-c wal_level=replica`. `None` where PostgreSQL is not installed.
+    pub async fn with(settings: &str) -> Option<Self> {
+        let settings: Vec<_> = settings.split_whitespace().filter(|word| *word != "-c").collect();
+        Self::own(&settings).await
     }
 
     /// One of the programs that come with it, where it is installed.
@@ -88,54 +144,129 @@ impl PostgresServer {
         assert!(done.success(), "{}", fs::read_to_string(cluster.join("log")).unwrap_or_default());
     }
 
-    /// Starts one.
-    async fn start(programs: &Path, settings: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+    async fn create_cluster(programs: &Path, settings: &[&str]) -> Self {
+        let folder = folder();
         let cluster = folder.path().join("cluster");
-        fs::create_dir(&cluster).unwrap();
-        let user = ordinary_user::id(USERS);
-        if let Some((user, group)) = user {
-            chown(folder.path(), Some(user), Some(group)).unwrap();
-            chown(&cluster, Some(user), Some(group)).unwrap();
-        }
-        let initdb = ordinary_user::command(&programs.join("initdb"), user)
+        let initdb = as_ordinary_user(&programs.join("initdb"))
             .args(["--auth=trust", "--username=tidewire", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync", "-D"])
             .arg(&cluster)
             .current_dir(folder.path())
             .output()
             .unwrap();
         assert!(initdb.status.success(), "{}", String::from_utf8_lossy(&initdb.stderr));
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        // The keeper waits for the pipe to close, and then stops the server at once and removes its folder: nobody drops what is shared.
-        let script = "\"$0\" -D \"$1\" -p \"$2\" -k \"$1\" -c listen_addresses=127.0.0.1 -c fsync=off -c wal_level=logical \
-                      -c deadlock_timeout=20ms -c max_connections=300 -c max_prepared_transactions=10 \
-                      -c max_replication_slots=1000 -c max_wal_senders=1000 -c max_slot_wal_keep_size=1GB -c max_wal_size=256MB $3 >\"$1/log\" 2>&1 & \
-                      cat; p=$(head -n 1 \"$1/postmaster.pid\"); kill -QUIT $p; wait; while kill -0 $p 2>/dev/null; do sleep 0.1; done; \
-                      rm -rf \"${1%/*}\"";
-        let keeper = ordinary_user::command(Path::new("/bin/sh"), user)
-            .arg("-c")
-            .arg(script)
-            .arg(programs.join("postgres"))
-            .arg(&cluster)
-            .arg(port.to_string())
-            .arg(settings)
-            .current_dir(folder.path())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let server = Self { port, folder, _keeper: keeper };
-        let began = Instant::now();
-        while let Err(error) = PgConnection::connect(&server.url("postgres")).await {
-            assert!(
-                began.elapsed() < START,
-                "{error}: {}",
-                fs::read_to_string(cluster.join("log")).unwrap_or_default()
-            );
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        let port = free_port();
+        let settings = [SETTINGS, settings].concat().into_iter().map(str::to_owned).collect();
+        let mut server = Self { port, folder, settings, programs: programs.to_owned(), keeper: None };
+        server.start().await;
         server
+    }
+
+    /// Starts it, where it does not run, and waits until it answers.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub async fn start(&mut self) {
+        let began = Instant::now();
+        loop {
+            if self.keeper.is_none() {
+                self.keeper = Some(self.spawn());
+            }
+            let tried = Instant::now();
+            let error = loop {
+                match answers(&self.url("postgres")).await {
+                    Ok(()) => return,
+                    Err(error) if tried.elapsed() > RESTART => break error,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+                }
+            };
+            // What is left of one that was killed may have been in its way.
+            let log = fs::read_to_string(self.cluster().join("log")).unwrap_or_default();
+            assert!(began.elapsed() < START, "{error}: {}", &log[log.len().saturating_sub(2_000)..]);
+            if error.contains("refused") {
+                self.stop();
+            }
+        }
+    }
+
+    fn spawn(&self) -> Child {
+        // The keeper waits for the pipe to close, and then stops the server at once. Unless it is told that the server will start again, it
+        // removes the folder: a process has no time for that when it ends.
+        let script = "folder=$1; shift; \"$@\" >>\"$folder/log\" 2>&1 & read -r word; p=$(head -n 1 \"$folder/postmaster.pid\"); \
+                      kill -QUIT $p; wait; while kill -0 $p; do sleep 0.05; done; [ \"$word\" = again ] || rm -rf \"${folder%/*}\"";
+        let mut command = as_ordinary_user(Path::new("/bin/sh"));
+        command.args(["-c", script, "sh"]).arg(self.cluster()).arg(self.programs.join("postgres"));
+        command.arg("-D").arg(self.cluster()).arg("-k").arg(self.cluster()).args(["-p", &self.port.to_string()]);
+        for setting in &self.settings {
+            command.args(["-c", setting]);
+        }
+        command.current_dir(self.folder.path()).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().unwrap()
+    }
+
+    /// Stops it as `pg_ctl stop -m immediate` does: connections are cut, and the next start recovers from the log.
+    pub fn stop(&mut self) {
+        if let Some(mut keeper) = self.keeper.take() {
+            keeper.stdin.take().unwrap().write_all(b"again\n").unwrap();
+            keeper.wait().unwrap();
+        }
+    }
+
+    /// Kills it, as a machine without memory does.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn kill(&mut self) {
+        let pid = fs::read_to_string(self.cluster().join("postmaster.pid")).unwrap();
+        let pid = pid.lines().next().unwrap();
+        assert!(Command::new("kill").args(["-KILL", pid]).status().unwrap().success());
+        self.stop();
+    }
+
+    /// From now on its users need their passwords.
+    ///
+    /// # Panics
+    /// When the server cannot be asked to read its settings again.
+    pub async fn require_passwords(&self) {
+        fs::write(self.cluster().join("pg_hba.conf"), "host all tidewire all trust\nhost all all all scram-sha-256\n")
+            .unwrap();
+        let mut connection = PgConnection::connect(&self.url("postgres")).await.unwrap();
+        connection.execute("SELECT pg_reload_conf()").await.unwrap();
+    }
+
+    /// A standby of it, which follows it and can be read.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub async fn standby(&self) -> Self {
+        let folder = folder();
+        let cluster = folder.path().join("cluster");
+        let copied = as_ordinary_user(&self.programs.join("pg_basebackup"))
+            .args([
+                "--host=127.0.0.1",
+                "--username=tidewire",
+                "--write-recovery-conf",
+                "--checkpoint=fast",
+                "--no-sync",
+            ])
+            .args(["--port", &self.port.to_string(), "-D"])
+            .arg(&cluster)
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
+        assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
+        let (settings, programs) = (self.settings.clone(), self.programs.clone());
+        let mut standby = Self { port: free_port(), folder, settings, programs, keeper: None };
+        standby.start().await;
+        standby
+    }
+
+    fn cluster(&self) -> PathBuf {
+        self.folder.path().join("cluster")
+    }
+
+    /// Where it listens.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// The URL of one of its databases.

@@ -652,8 +652,10 @@ impl Subscriber {
                 for (index, event) in events.into_iter().enumerate() {
                     self.send(event, up_to_date && index + 1 == last);
                 }
-                if last == 0 && up_to_date && !self.told {
-                    self.send(group.write(Some(&cursor), None, &[]).await, true);
+                // That it is up to date, or that it no longer may be: the outbox cannot be read.
+                let unsure = transactions.is_empty() && !up_to_date && self.told;
+                if last == 0 && (unsure || (up_to_date && !self.told)) {
+                    self.send(group.write(Some(&cursor), None, &[]).await, up_to_date);
                     self.told_cursor = cursor;
                 }
                 Next::Follow

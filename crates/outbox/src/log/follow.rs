@@ -21,11 +21,12 @@ pub struct Follower {
     log: Log,
     shared: Arc<Shared>,
     news: watch::Receiver<u64>,
+    healthy: watch::Receiver<bool>,
     cursor: Cursor,
     /// The place in the ring of the next transaction, while the reader is in the ring.
     place: Place,
-    /// Whether the reader knows that it has seen everything.
-    up_to_date: bool,
+    /// What the reader was last told of whether it has seen everything.
+    up_to_date: Option<bool>,
 }
 
 impl fmt::Debug for Follower {
@@ -46,7 +47,8 @@ pub enum Step {
         transactions: Vec<Arc<Transaction>>,
         /// Where the reader stands now.
         cursor: Cursor,
-        /// Whether the reader has now seen everything that this process knows of.
+        /// Whether the reader has now seen everything that there is, as far as this process knows. `false` without transactions: the outbox
+        /// can no longer be read, so there may be more. The reader need do nothing; another step tells when it is up to date again.
         up_to_date: bool,
     },
     /// The reader cannot go on from where it stands and must start over from a snapshot.
@@ -57,9 +59,9 @@ pub enum Step {
 
 impl Follower {
     pub(super) fn new(log: Log, shared: Arc<Shared>, cursor: Cursor) -> Self {
-        let news = shared.next_place.subscribe();
+        let (news, healthy) = (shared.next_place.subscribe(), shared.healthy.subscribe());
         let place = shared.places.add();
-        Self { log, shared, news, cursor, place, up_to_date: false }
+        Self { log, shared, news, healthy, cursor, place, up_to_date: None }
     }
 
     /// Where the reader stands: the transactions that it has been given.
@@ -71,7 +73,7 @@ impl Follower {
     pub fn restart(&mut self, at: Cursor) {
         self.cursor = at;
         self.place.set(None);
-        self.up_to_date = false;
+        self.up_to_date = None;
     }
 
     /// How many transactions in the ring the reader has not been given yet; `None` while it reads from the outbox.
@@ -90,15 +92,13 @@ impl Follower {
         loop {
             // Seen before the look into the ring, so that nothing that comes after it is slept through.
             self.news.borrow_and_update();
+            let healthy = *self.healthy.borrow_and_update();
             if self.shared.stopped.load(Ordering::Acquire) {
                 return Ok(Step::Ended);
             }
-            match self.look() {
+            match self.look(healthy) {
                 Look::Found(step) => return Ok(step),
-                Look::Nothing => {
-                    // The sender lives as long as the log, which this keeps.
-                    let _ = self.news.changed().await;
-                }
+                Look::Nothing => self.changed().await,
                 Look::Behind => match &*self.log.chunk(&self.cursor, self.ring_end()).await? {
                     Read::Resync(reason) => return Ok(Step::Resync(*reason)),
                     Read::Transactions { transactions, end, reached_end } => {
@@ -114,11 +114,19 @@ impl Follower {
                             // The outbox has nothing more and the tail has not come this far yet: it is about to.
                             self.shared.wanted.store(true, Ordering::Release);
                             self.log.inner.database.doorbell().notify_one();
-                            let _ = self.news.changed().await;
+                            self.changed().await;
                         }
                     }
                 },
             }
+        }
+    }
+
+    async fn changed(&mut self) {
+        // The senders live as long as the log, which this keeps.
+        tokio::select! {
+            _ = self.news.changed() => {}
+            _ = self.healthy.changed() => {}
         }
     }
 
@@ -137,7 +145,7 @@ impl Follower {
         if self.place.get().is_some() { Look::Nothing } else { Look::Behind }
     }
 
-    fn look(&mut self) -> Look {
+    fn look(&mut self, healthy: bool) -> Look {
         let ring = self.shared.ring.read().unwrap_or_else(PoisonError::into_inner);
         let Some((place, transactions)) = self
             .place
@@ -146,20 +154,21 @@ impl Follower {
             .and_then(|place| Some((place, ring.from(place, TAKE)?)))
         else {
             self.place.set(None);
-            self.up_to_date = false;
+            self.up_to_date = None;
             return Look::Behind;
         };
         let next = place + transactions.len() as u64;
-        let up_to_date = next == ring.next_place();
-        if transactions.is_empty() && self.up_to_date && self.cursor == *ring.end() {
+        let at_end = next == ring.next_place();
+        let up_to_date = at_end && healthy;
+        if transactions.is_empty() && self.up_to_date == Some(up_to_date) && self.cursor == *ring.end() {
             self.place.set(Some(place));
             return Look::Nothing;
         }
         self.place.set(Some(next));
-        self.up_to_date = up_to_date;
+        self.up_to_date = Some(up_to_date);
         self.cursor = match transactions.last() {
             // At the end of the ring the reader has also seen the numbers that no transaction got.
-            _ if up_to_date => ring.end().clone(),
+            _ if at_end => ring.end().clone(),
             Some(last) => last.cursor.clone(),
             None => self.cursor.clone(),
         };

@@ -44,6 +44,14 @@ pub struct LogOptions {
     /// The longest that the tail waits before it looks for what other processes wrote. It looks sooner while there is something to see,
     /// and at once after a write of its own process. Default 25 ms.
     pub poll_max: Duration,
+    /// The same, while it is told of every write: on PostgreSQL captured by hooks or by its log, while the doorbells of other processes are
+    /// heard. Then it looks only for the sake of a doorbell that was lost. (Under capture by triggers any program may write, and other
+    /// programs don't ring, so there `poll_max` holds.) Default 1 s.
+    pub poll_max_rung: Duration,
+    /// How often this process tells others of its commits, at most: the longest that a doorbell waits, and what keeps a busy process from
+    /// sending one for each commit. Zero: others are neither told nor listened to. Only PostgreSQL has doorbells between processes. Default
+    /// 5 ms.
+    pub doorbell_interval: Duration,
     /// How many bytes of recent transactions are kept in memory. Default 32 MiB.
     pub ring_max_bytes: usize,
     /// How many recent transactions are kept in memory. Default 65,536.
@@ -60,6 +68,8 @@ impl Default for LogOptions {
     fn default() -> Self {
         Self {
             poll_max: Duration::from_millis(25),
+            poll_max_rung: Duration::from_secs(1),
+            doorbell_interval: Duration::from_millis(5),
             ring_max_bytes: 32 << 20,
             ring_max_transactions: 1 << 16,
             chunk_changes: 1_000,
@@ -93,7 +103,8 @@ struct Shared {
     ring: RwLock<Ring>,
     /// The place that the next transaction will have; changes with each one.
     next_place: watch::Sender<u64>,
-    healthy: AtomicBool,
+    /// Whether the outbox can be read.
+    healthy: watch::Sender<bool>,
     stopped: AtomicBool,
     transactions: AtomicU64,
     changes: AtomicU64,
@@ -119,8 +130,10 @@ pub struct TailStats {
     pub ring_transactions: u64,
     /// Bytes in the ring.
     pub ring_bytes: u64,
-    /// Whether its last look at the outbox succeeded, and showed nothing that keeps changes from being recorded.
+    /// Whether the outbox can be read, and shows nothing that keeps changes from being recorded.
     pub healthy: bool,
+    /// Whether every other process tells it of its writes. Otherwise it looks for them, often.
+    pub rung: bool,
     /// How often the outbox was read for followers whose place was not in the ring.
     pub outbox_reads: u64,
     /// Who follows.
@@ -228,12 +241,22 @@ impl Log {
             changes: shared.changes.load(Ordering::Relaxed),
             ring_transactions: ring.len() as u64,
             ring_bytes: ring.bytes() as u64,
-            healthy: shared.healthy.load(Ordering::Relaxed) && self.inner.database.trouble().is_none(),
+            healthy: *shared.healthy.borrow() && self.inner.database.trouble().is_none(),
+            rung: self.inner.database.hears_all(),
             outbox_reads: self.inner.chunks.reads.load(Ordering::Relaxed),
             followers: places.len() as u64,
             followers_behind: behind as u64,
             queue_depth: ring.next_place().saturating_sub(slowest),
         }
+    }
+
+    /// Tries whether the doorbells of other processes are heard: `false` where there are none, or they are turned off.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Setup`](crate::ErrorKind::Setup) where a pooler in between keeps them from being heard; others as
+    /// [`position`](Self::position).
+    pub async fn check_doorbell(&self) -> Result<bool> {
+        self.inner.database.check_doorbell().await
     }
 
     /// Stops the tail. Whoever follows is told that the log has ended.
@@ -258,13 +281,14 @@ impl Log {
                 let shared = Arc::new(Shared {
                     ring: RwLock::new(ring),
                     next_place: watch::Sender::new(0),
-                    healthy: AtomicBool::new(true),
+                    healthy: watch::Sender::new(true),
                     stopped: AtomicBool::new(false),
                     transactions: AtomicU64::new(0),
                     changes: AtomicU64::new(0),
                     places: Places::default(),
                     wanted: AtomicBool::new(false),
                 });
+                self.inner.database.listen();
                 let tail = Tail::start(Arc::clone(&self.inner.database), Arc::clone(&shared), options.clone(), at);
                 *self.inner.tail.lock().unwrap_or_else(PoisonError::into_inner) = Some(tail);
                 Ok(shared)

@@ -6,19 +6,26 @@ use std::{
 use tokio::{
     sync::watch,
     task::JoinHandle,
-    time::{sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use super::{LogOptions, Shared};
 use crate::{
     cursor::Cursor,
     database::{Database, Read},
+    error::{Error, ErrorKind},
 };
 
 /// How soon the tail looks again after it found something.
 const POLL_MIN: Duration = Duration::from_millis(2);
 /// How long it waits at most after failures.
-const RETRY_MAX: Duration = Duration::from_secs(2);
+const RETRY_MAX: Duration = Duration::from_secs(1);
+/// How long the outbox may not be readable before anybody is told: a connection that broke is soon replaced.
+const OUTAGE: Duration = Duration::from_secs(2);
+/// How long a look may take before it is tried again on another connection, since a network may swallow what it carries: at first, and, where
+/// looks are slow, at most.
+const LOOK_MIN: Duration = Duration::from_secs(5);
+const LOOK_MAX: Duration = Duration::from_secs(60);
 
 /// The one reader per process that turns outbox rows into the ring.
 #[derive(Debug)]
@@ -49,38 +56,81 @@ async fn run(
 ) {
     let doorbell = Arc::clone(database.doorbell());
     let mut wait = POLL_MIN;
-    let mut failures = 0_u32;
+    let mut trouble: Option<Trouble> = None;
     loop {
         tokio::select! {
-            // Notify to be fast, poll to be right: the doorbell knows of this process's writes only.
-            _ = timeout(wait, doorbell.notified()) => {}
+            // Notify to be fast, poll to be right: a doorbell may be lost, and not everybody rings.
+            _ = timeout(if database.hears_all() { options.poll_max_rung } else { wait }, doorbell.notified()) => {}
             // An error means that the log is gone, which ends this too.
             _ = stopped.wait_for(|stop| *stop) => return,
         }
-        match advance(&*database, &shared, &options, &mut at).await {
-            Ok(true) => (wait, failures) = (POLL_MIN, 0),
-            Ok(false) => {
-                wait = (wait + wait / 2).min(options.poll_max);
-                failures = 0;
+        let before = at.clone();
+        let looked = tokio::select! {
+            looked = advance(&*database, &shared, &options, &mut at, trouble) => looked,
+            _ = stopped.wait_for(|stop| *stop) => return,
+        };
+        match looked {
+            Ok(found) => {
+                wait = if found { POLL_MIN } else { (wait + wait / 2).min(options.poll_max) };
+                trouble = None;
+                if shared.healthy.send_if_modified(|healthy| !std::mem::replace(healthy, true)) {
+                    tracing::info!("the outbox can be read again");
+                }
             }
             Err(error) => {
-                failures += 1;
-                if failures == 1 {
+                // Whoever wanted the ring to move still does.
+                shared.wanted.store(true, Ordering::Release);
+                // Who came further on the way has reason to try again at once, however long the way is.
+                let Trouble { since, failures } = trouble.filter(|_| at == before).unwrap_or_else(Trouble::now);
+                if trouble.is_none() {
                     tracing::warn!(%error, "the outbox could not be read; trying again");
                 }
-                let pause = (POLL_MIN * 2_u32.saturating_pow(failures.min(10))).min(RETRY_MAX);
+                if since.elapsed() >= OUTAGE {
+                    shared.healthy.send_if_modified(std::mem::take);
+                }
+                trouble = Some(Trouble { since, failures: failures + 1 });
                 tokio::select! {
-                    () = sleep(pause) => {}
+                    () = sleep((POLL_MIN * 2_u32.saturating_pow(failures.min(10))).min(RETRY_MAX)) => {}
                     _ = stopped.wait_for(|stop| *stop) => return,
                 }
             }
         }
-        if failures == 0 && !shared.healthy.swap(true, Ordering::Relaxed) {
-            tracing::info!("the outbox can be read again");
-        } else if failures > 0 {
-            shared.healthy.store(false, Ordering::Relaxed);
-        }
     }
+}
+
+/// Since when the outbox cannot be read, and how often that was tried.
+#[derive(Debug, Clone, Copy)]
+struct Trouble {
+    since: Instant,
+    failures: u32,
+}
+
+impl Trouble {
+    fn now() -> Self {
+        Self { since: Instant::now(), failures: 0 }
+    }
+}
+
+/// A look at the outbox. One that takes long is an outage, though it goes on for a while; it may be dropped at any time.
+async fn look(
+    database: &dyn Database,
+    shared: &Shared,
+    at: &Cursor,
+    limit: usize,
+    trouble: Option<Trouble>,
+) -> crate::Result<Read> {
+    let Trouble { since, failures } = trouble.unwrap_or_else(Trouble::now);
+    let most = (LOOK_MIN * 2_u32.saturating_pow(failures)).min(LOOK_MAX);
+    let read = timeout(most, database.read(at, None, limit));
+    tokio::pin!(read);
+    let read = tokio::select! {
+        read = &mut read => read,
+        () = sleep_until(since + OUTAGE) => {
+            shared.healthy.send_if_modified(std::mem::take);
+            read.await
+        }
+    };
+    read.unwrap_or_else(|_| Err(Error::new(ErrorKind::Unavailable, "the database did not answer in time")))
 }
 
 /// Reads to the end of the outbox; answers whether there was anything new.
@@ -89,12 +139,13 @@ async fn advance(
     shared: &Shared,
     options: &LogOptions,
     at: &mut Cursor,
+    trouble: Option<Trouble>,
 ) -> crate::Result<bool> {
     let mut found = false;
     loop {
         // Before the read: who asks during it may stand at a later moment than the read's.
         let wanted = shared.wanted.swap(false, Ordering::AcqRel);
-        match database.read(at, None, options.chunk_changes).await? {
+        match look(database, shared, at, options.chunk_changes, trouble).await? {
             Read::Transactions { transactions, reached_end, end } => {
                 found |= !transactions.is_empty();
                 let changes: usize = transactions.iter().map(|transaction| transaction.changes.len()).sum();
@@ -105,7 +156,7 @@ async fn advance(
                 if !transactions.is_empty() || !reached_end || !at.moves_by_itself() || wanted {
                     let moved = *at != end;
                     *at = end.clone();
-                    publish(shared, moved, |ring| ring.extend(transactions, end));
+                    publish(shared, moved || wanted, |ring| ring.extend(transactions, end));
                 }
                 if reached_end {
                     return Ok(found);

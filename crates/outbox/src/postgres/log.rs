@@ -6,6 +6,10 @@
 //! changes are numbered while the row is locked, so that order is each row's true order. Nothing is lost, nothing comes twice, and a slow
 //! transaction holds up nobody.
 //!
+//! What is remembered of a snapshot ends behind the newest id *in the outbox*, and not where the database's own does. A crash takes back ids
+//! whose transactions had left nothing on disk, as rolled back ones don't, and gives them to others: a reader that counted them as seen
+//! would miss those. A row in the outbox was committed, which is on disk before anyone sees it, so no id up to its own is given again.
+//!
 //! ```text
 //! base ─────────────┬─ what base did not show, in windows of so many rows ─┬─ further
 //!   (base)          (base, further, 10)         (base, further, 25)        (further)
@@ -47,15 +51,39 @@ fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-/// `10:20:10,14,15`, as PostgreSQL writes a snapshot.
-fn parse(text: &str, sequence: u64, log: u64) -> Result<Arc<DatabaseSnapshot>> {
-    let parsed = || {
-        let mut parts = text.splitn(3, ':');
-        let (_, xmax, list) = (parts.next()?, parts.next()?.parse().ok()?, parts.next()?);
-        let in_flight = list.split(',').filter(|id| !id.is_empty()).map(str::parse).collect::<Result<Vec<_>, _>>();
-        Some(DatabaseSnapshot { xmax, in_flight: in_flight.ok()?, sequence, log })
-    };
-    parsed().map(Arc::new).ok_or_else(|| Error::new(ErrorKind::Corrupt, "the database's snapshot has an unknown form"))
+/// The snapshot of a statement, and the newest id that it shows in the outbox.
+const SNAPSHOT: &str = "pg_current_snapshot()::text || ' ' || greatest((SELECT max(xid) FROM tidewire_outbox), (SELECT trimmed_xid FROM tidewire_log))";
+
+/// `10:20:10,14,15 17`, as [`SNAPSHOT`] gives it.
+struct Snapshot {
+    xmax: u64,
+    in_flight: Vec<u64>,
+    newest: u64,
+}
+
+impl Snapshot {
+    fn parse(text: &str) -> Result<Self> {
+        let parsed = || {
+            let (snapshot, newest) = text.split_once(' ')?;
+            let mut parts = snapshot.splitn(3, ':');
+            let (_, xmax, list) = (parts.next()?, parts.next()?.parse().ok()?, parts.next()?);
+            let in_flight = list.split(',').filter(|id| !id.is_empty()).map(str::parse).collect::<Result<_, _>>();
+            Some(Self { xmax, in_flight: in_flight.ok()?, newest: newest.parse().ok()? })
+        };
+        parsed().ok_or_else(|| Error::new(ErrorKind::Corrupt, "the database's snapshot has an unknown form"))
+    }
+
+    /// What it shows of the outbox.
+    fn of_outbox(mut self, sequence: u64, log: u64) -> Arc<DatabaseSnapshot> {
+        let xmax = self.newest + 1;
+        self.in_flight.retain(|id| *id < xmax);
+        Arc::new(DatabaseSnapshot { xmax, in_flight: self.in_flight, sequence, log })
+    }
+
+    /// What it shows of all tables, of which the outbox has yet to tell.
+    fn of_tables(self, sequence: u64, log: u64) -> Arc<DatabaseSnapshot> {
+        Arc::new(DatabaseSnapshot { xmax: self.xmax, in_flight: self.in_flight, sequence, log })
+    }
 }
 
 pub(super) async fn position(database: &Postgres) -> Result<Cursor> {
@@ -64,19 +92,21 @@ pub(super) async fn position(database: &Postgres) -> Result<Cursor> {
         wal::arrive(database, None).await?;
     }
     database.epoch().await?;
-    let mut conn = database.pool.acquire().await.map_err(database_error)?;
-    let sequence = sequence(&mut conn).await?;
-    let row = sqlx::query("SELECT pg_current_snapshot()::text, lsn, epoch FROM tidewire_log")
+    let (mut conn, named) = (database.connections.lend().await?, database.connections.named());
+    let sequence = sequence(&mut conn, named).await?;
+    let row = sqlx::query(AssertSqlSafe(format!("SELECT {SNAPSHOT}, lsn, epoch FROM tidewire_log")))
+        .persistent(named)
         .fetch_one(&mut *conn)
         .await
         .map_err(database_error)?;
     let epoch = Epoch(row.get::<i64, _>(2).cast_unsigned());
     database.set_epoch(epoch);
-    Ok(Cursor::visible(epoch, parse(row.get(0), sequence, row.get::<i64, _>(1).cast_unsigned())?))
+    let log = row.get::<i64, _>(1).cast_unsigned();
+    Ok(Cursor::visible(epoch, Snapshot::parse(row.get(0))?.of_outbox(sequence, log)))
 }
 
-async fn sequence(conn: &mut PgConnection) -> Result<u64> {
-    let sequence: i64 = sqlx::query_scalar(SEQUENCE).fetch_one(conn).await.map_err(database_error)?;
+async fn sequence(conn: &mut PgConnection, named: bool) -> Result<u64> {
+    let sequence: i64 = sqlx::query_scalar(SEQUENCE).persistent(named).fetch_one(conn).await.map_err(database_error)?;
     Ok(sequence.cast_unsigned())
 }
 
@@ -139,10 +169,10 @@ impl Reader<'_> {
         further: Option<&Arc<DatabaseSnapshot>>,
         behind: u64,
     ) -> Result<Read> {
-        let mut conn = self.database.pool.acquire().await.map_err(database_error)?;
+        let (mut conn, named) = (self.database.connections.lend().await?, self.database.connections.named());
         let sequence = match further {
             Some(further) => further.sequence,
-            None => sequence(&mut conn).await?,
+            None => sequence(&mut conn, named).await?,
         };
         // A snapshot in the past is told by arithmetic: an id before its end was either in flight, or had ended; and of one that was rolled
         // back there are no rows.
@@ -174,12 +204,13 @@ impl Reader<'_> {
             SELECT state.snapshot, state.trimmed_xid, edge.rows, edge.seq AS edge, found.last, found.xid, found.source, state.epoch,
               state.lsn, state.trouble, found.seq, found.entity,
               found.operation, found.before, found.after, found.actor, found.origin, found.mutation_id, found.at
-            FROM (SELECT pg_current_snapshot()::text AS snapshot, trimmed_xid, epoch, lsn, trouble FROM tidewire_log) state, edge
+            FROM (SELECT {SNAPSHOT} AS snapshot, trimmed_xid, epoch, lsn, trouble FROM tidewire_log) state, edge
             LEFT JOIN (SELECT done.last, o.* FROM done JOIN tidewire_outbox o USING (xid, source)) found ON true
             ORDER BY found.last, found.seq"
         );
         let list = |ids: &[u64]| ids.iter().map(|id| signed(*id)).collect::<Vec<_>>();
         let mut rows = sqlx::query(AssertSqlSafe(text))
+            .persistent(named)
             .bind(signed(behind))
             .bind(signed(base.xmax))
             .bind(list(&base.in_flight))
@@ -193,7 +224,7 @@ impl Reader<'_> {
         let mut of_one = 0_usize;
         while let Some(row) = rows.try_next().await.map_err(database_error)? {
             if state.is_none() {
-                let snapshot = parse(row.get(0), sequence, row.get::<i64, _>(8).cast_unsigned())?;
+                let snapshot = Snapshot::parse(row.get(0))?;
                 self.database.note_trouble(row.get(9));
                 let now = Epoch(row.get::<i64, _>(7).cast_unsigned());
                 if now != self.epoch {
@@ -208,7 +239,8 @@ impl Reader<'_> {
                 if trimmed > 0 && trimmed >= base.xmin() {
                     return Ok(Read::Resync(ResyncReason::Trimmed));
                 }
-                state = Some((snapshot, row.get::<i64, _>(2).cast_unsigned(), row.get::<Option<i64>, _>(3)));
+                let now = snapshot.of_outbox(sequence, row.get::<i64, _>(8).cast_unsigned());
+                state = Some((now, row.get::<i64, _>(2).cast_unsigned(), row.get::<Option<i64>, _>(3)));
             }
             let Some(last) = row.get::<Option<i64>, _>(4) else { break };
             let of = (row.get::<i64, _>(5), row.get::<i64, _>(6));
@@ -289,12 +321,12 @@ fn change(texts: &mut Texts, catalog: &Catalog, row: &PgRow) -> Result<Option<Ch
 
 /// All selects as columns of one statement, and so of one snapshot.
 pub(super) async fn fetch(database: &Postgres, selects: &[Select], with_cursor: bool) -> Result<Fetched> {
-    let mut conn = database.pool.acquire().await.map_err(database_error)?;
+    let (mut conn, named) = (database.connections.lend().await?, database.connections.named());
     let moment = if with_cursor { Some(Moment::before(database, &mut conn).await?) } else { None };
     let mut sql = Sql::default();
     sql.push("SELECT ");
     if with_cursor {
-        sql.push(Moment::SQL).push(", ");
+        sql.push(&Moment::sql()).push(", ");
     }
     sql.separated(", ", selects, |sql, select| {
         sql.push("(");
@@ -305,7 +337,8 @@ pub(super) async fn fetch(database: &Postgres, selects: &[Select], with_cursor: 
         sql.push("NULL");
     }
     let values = SqlxValues(sea_orm::sea_query::Values(sql.values));
-    let row = sqlx::query_with(AssertSqlSafe(sql.text), values).fetch_one(&mut *conn).await.map_err(database_error)?;
+    let query = sqlx::query_with(AssertSqlSafe(sql.text), values).persistent(named);
+    let row = query.fetch_one(&mut *conn).await.map_err(database_error)?;
     let first = if with_cursor { Moment::COLUMNS } else { 0 };
     let parts = (first..first + selects.len())
         .map(|index| row.try_get(index))
@@ -323,21 +356,30 @@ struct Moment {
 
 impl Moment {
     /// The columns of the statement. The log's end is looked up when the snapshot has been taken, so all that the snapshot shows lies before.
-    const SQL: &str = "pg_current_snapshot()::text, (SELECT lsn FROM tidewire_log),
-        ((CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END) - '0/0'::pg_lsn)::bigint,
-        (SELECT epoch FROM tidewire_log)";
+    fn sql() -> String {
+        format!(
+            "{SNAPSHOT}, (SELECT lsn FROM tidewire_log),
+             ((CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END) - '0/0'::pg_lsn)::bigint,
+             (SELECT epoch FROM tidewire_log)"
+        )
+    }
+
     const COLUMNS: usize = 4;
 
     /// Before the statement, on any connection.
     async fn before(database: &Postgres, conn: &mut PgConnection) -> Result<Self> {
         database.epoch().await?;
-        Ok(Self { captured: database.captured().await?, sequence: sequence(conn).await? })
+        Ok(Self { captured: database.captured().await?, sequence: sequence(conn, database.connections.named()).await? })
     }
 
     fn cursor(&self, row: &PgRow) -> Result<Cursor> {
         let number = |index| row.get::<i64, _>(index).cast_unsigned();
-        let cursor = Cursor::visible(Epoch(number(3)), parse(row.get(0), self.sequence, number(1))?);
-        Ok(if self.captured == Capture::Log { cursor.shown(number(2)) } else { cursor })
+        let (snapshot, epoch) = (Snapshot::parse(row.get(0))?, Epoch(number(3)));
+        Ok(if self.captured == Capture::Log {
+            Cursor::visible(epoch, snapshot.of_tables(self.sequence, number(1))).shown(number(2))
+        } else {
+            Cursor::visible(epoch, snapshot.of_outbox(self.sequence, number(1)))
+        })
     }
 }
 
@@ -347,22 +389,25 @@ struct PostgresSnapshot {
     catalog: Arc<Catalog>,
     select: Select,
     cursor: Cursor,
+    named: bool,
 }
 
 pub(super) async fn snapshot(database: &Postgres, entity: EntityId, filter: Filter) -> Result<Box<dyn SnapshotSource>> {
-    let mut conn = database.pool.acquire().await.map_err(database_error)?;
+    let (mut conn, named) = (database.connections.lend().await?, database.connections.named());
     let before = Moment::before(database, &mut conn).await?;
     drop(conn);
     let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-    let mut transaction = database.pool.begin_with(begin).await.map_err(database_error)?;
-    let moment = sqlx::query(AssertSqlSafe(format!("SELECT {}", Moment::SQL)))
+    let mut transaction = database.connections.begin(begin.to_owned()).await?;
+    let moment = sqlx::query(AssertSqlSafe(format!("SELECT {}", Moment::sql())))
+        .persistent(named)
         .fetch_one(&mut *transaction)
         .await
         .map_err(database_error)?;
     let cursor = before.cursor(&moment)?;
     let columns = database.catalog.entity(entity).columns.len();
     let select = Select { items: (0..columns).map(Item::Cell).collect(), filter, ..Select::new(entity) };
-    Ok(Box::new(PostgresSnapshot { transaction, catalog: Arc::clone(&database.catalog), select, cursor }))
+    let catalog = Arc::clone(&database.catalog);
+    Ok(Box::new(PostgresSnapshot { transaction, catalog, select, cursor, named }))
 }
 
 #[async_trait::async_trait]
@@ -380,7 +425,8 @@ impl SnapshotSource for PostgresSnapshot {
         let mut sql = Sql::default();
         sql::write_rows(&PostgresDialect, &self.catalog, &self.select, &mut sql);
         let values = SqlxValues(sea_orm::sea_query::Values(sql.values));
-        let mut rows = sqlx::query_with(AssertSqlSafe(sql.text), values).fetch(&mut *self.transaction);
+        let query = sqlx::query_with(AssertSqlSafe(sql.text), values).persistent(self.named);
+        let mut rows = query.fetch(&mut *self.transaction);
         let entity = self.catalog.entity(self.select.entity);
         let mut images = Vec::new();
         while let Some(row) = rows.try_next().await.map_err(database_error)? {
@@ -401,6 +447,7 @@ pub(super) async fn prune(
     limit: usize,
 ) -> Result<Pruned> {
     let limit = signed(limit.max(1) as u64);
+    let (mut conn, named) = (database.connections.lend().await?, database.connections.named());
     // Up to `due` everything may go, but only transactions that are due as a whole and that no snapshot can still have in flight.
     let removed: i64 = sqlx::query_scalar(
         "WITH due AS (SELECT greatest(
@@ -414,30 +461,35 @@ pub(super) async fn prune(
          noted AS (UPDATE tidewire_log SET trimmed_xid = greatest(trimmed_xid, (SELECT max(xid) FROM gone)) WHERE EXISTS (SELECT 1 FROM gone))
          SELECT count(*) FROM gone",
     )
+    .persistent(named)
     .bind(before)
     .bind(keep.map_or(i64::MAX, signed))
     .bind(limit)
-    .fetch_one(&database.pool)
+    .fetch_one(&mut *conn)
     .await
     .map_err(database_error)?;
     let forgotten = sqlx::query(
         "DELETE FROM tidewire_mutation WHERE (id, field) IN (SELECT id, field FROM tidewire_mutation WHERE at < $1 ORDER BY at LIMIT $2)",
     )
+    .persistent(named)
     .bind(before.map_or(i64::MIN, |time| time.timestamp_millis()))
     .bind(limit)
-    .execute(&database.pool)
+    .execute(&mut *conn)
     .await
     .map_err(database_error)?
     .rows_affected();
+    conn.done().await.map_err(database_error)?;
     Ok(Pruned { changes: removed.cast_unsigned(), more: removed >= limit || forgotten >= limit.cast_unsigned() })
 }
 
 pub(super) async fn stats(database: &Postgres) -> Result<Stats> {
+    let mut conn = database.connections.lend().await?;
     let row = sqlx::query(AssertSqlSafe(format!(
         "SELECT (SELECT min(seq) FROM tidewire_outbox), (SELECT max(seq) FROM tidewire_outbox),
          (SELECT at FROM tidewire_outbox ORDER BY seq LIMIT 1), (SELECT at FROM tidewire_outbox ORDER BY seq DESC LIMIT 1), ({SEQUENCE})"
     )))
-    .fetch_one(&database.pool)
+    .persistent(database.connections.named())
+    .fetch_one(&mut *conn)
     .await
     .map_err(database_error)?;
     let number = |index| row.get::<Option<i64>, _>(index).map(i64::cast_unsigned);

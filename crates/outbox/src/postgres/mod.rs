@@ -1,6 +1,8 @@
 //! PostgreSQL.
 
+mod connections;
 mod dialect;
+mod doorbell;
 mod hooks;
 mod log;
 mod packed;
@@ -13,22 +15,19 @@ mod wal;
 use std::{
     fmt,
     sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
-    time::Duration,
 };
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use futures_util::StreamExt;
-use sea_orm::{DatabaseConnection, DbErr, Statement, StreamTrait, TransactionOptions};
-use sqlx::{
-    ConnectOptions,
-    pool::PoolConnection,
-    postgres::{PgConnectOptions, PgPool, PgPoolOptions},
-};
+use futures_util::{StreamExt, TryStreamExt};
+use sea_orm::{DatabaseConnection, DbErr, QueryResult, Statement, TransactionOptions};
+use sqlx::postgres::PgPool;
 use tokio::sync::{Notify, watch};
 
 use self::{
+    connections::Connections,
     dialect::PostgresDialect,
+    doorbell::Doorbell,
     hooks::Hooks,
     session::{Capturing, PostgresSession},
     statement::Scripts,
@@ -38,24 +37,18 @@ use crate::{
     context::Context,
     cursor::{Cursor, Epoch},
     database::{Database, Executed, Fetched, Packed, Pruned, Read, Rows, Session, SnapshotSource, Stats, Text},
-    error::{Error, ErrorKind, Result},
+    error::{Error, Result},
     filter::{Filter, Semantics},
     recorder::RecorderOptions,
     registry::{Catalog, EntityId},
     sql::{Dialect, Select},
 };
 
-/// How many statements each connection keeps prepared.
-const STATEMENT_CACHE: usize = 256;
-
-/// How long a caller waits for a connection before it is told that the database is busy.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
-
 pub(crate) struct Postgres {
     catalog: Arc<Catalog>,
     connection: DatabaseConnection,
-    pool: PgPool,
-    doorbell: Arc<Notify>,
+    connections: Connections,
+    doorbell: Arc<Doorbell>,
     epoch: RwLock<Option<Epoch>>,
     /// How the options want it captured.
     wanted: Option<Capture>,
@@ -76,36 +69,23 @@ impl fmt::Debug for Postgres {
 impl Postgres {
     /// Opens a database by its URL.
     pub(crate) async fn connect(url: &str, options: &RecorderOptions, catalog: Arc<Catalog>) -> Result<Self> {
-        let connect: PgConnectOptions = url.parse().map_err(|_| {
-            Error::new(
-                ErrorKind::Setup,
-                "the database URL is not one of PostgreSQL's: `postgres://user:password@host/database`",
-            )
-        })?;
-        let connect = connect.statement_cache_capacity(STATEMENT_CACHE).disable_statement_logging();
-        // A pool would go on trying for long; what is wrong with the first connection is said at once.
-        connect.connect().await.map(drop).map_err(database_error)?;
-        let pool = PgPoolOptions::new()
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            // Snapshots and the tail take some too.
-            .max_connections(options.max_readers.saturating_add(6))
-            .test_before_acquire(false)
-            .after_connect(|conn, _| Box::pin(async move { greet(conn).await }))
-            .connect_with(connect)
-            .await
-            .map_err(database_error)?;
-        Ok(Self::with_pool(&pool, options, catalog))
+        Ok(Self::assemble(Connections::open(url, options, &catalog).await?, options, catalog))
     }
 
     /// Uses a pool that the caller has.
     pub(crate) fn with_pool(pool: &PgPool, options: &RecorderOptions, catalog: Arc<Catalog>) -> Self {
+        Self::assemble(Connections::of(pool), options, catalog)
+    }
+
+    fn assemble(connections: Connections, options: &RecorderOptions, catalog: Arc<Catalog>) -> Self {
+        let (ring, listen) = (connections.options(), connections.direct());
         Self {
             hooks: Hooks::new(Arc::clone(&catalog)),
             scripts: Arc::default(),
             catalog,
-            connection: DatabaseConnection::from(pool.clone()),
-            pool: pool.clone(),
-            doorbell: Arc::default(),
+            connection: DatabaseConnection::from(connections.direct_pool().clone()),
+            doorbell: Arc::new(Doorbell::new(ring, listen, options.log.doorbell_interval)),
+            connections,
             epoch: RwLock::default(),
             wanted: options.capture,
             captured: Mutex::default(),
@@ -124,8 +104,9 @@ impl Postgres {
 
     /// The log's epoch as it is. Reads find out when it changes.
     async fn look_for_epoch(&self) -> Result<Epoch> {
-        let mut conn = self.acquire().await?;
+        let mut conn = self.connections.lend().await?;
         let epoch = Epoch(schema::epoch(&mut conn).await?);
+        conn.done().await.map_err(database_error)?;
         self.set_epoch(epoch);
         Ok(epoch)
     }
@@ -160,14 +141,10 @@ impl Postgres {
     /// How writes are recorded from now on.
     async fn capturing(&self) -> Result<Capturing> {
         Ok(match self.captured().await? {
-            Capture::Hooks => Capturing::Hooks(self.hooks.schema(&self.pool).await?),
+            Capture::Hooks => Capturing::Hooks(self.hooks.schema(&self.connections).await?),
             Capture::Triggers => Capturing::Triggers(Arc::clone(&self.scripts)),
             Capture::Log => Capturing::Log(Arc::clone(&self.scripts)),
         })
-    }
-
-    async fn acquire(&self) -> Result<PoolConnection<sqlx::Postgres>> {
-        self.pool.acquire().await.map_err(database_error)
     }
 
     /// Runs a text in a transaction of its own.
@@ -178,15 +155,6 @@ impl Postgres {
         session.commit().await?;
         Ok(executed)
     }
-}
-
-/// What every connection of ours is told: the actor of writes that name none, so that they cost no statement of their own; and that nothing is
-/// compiled for a statement, which takes PostgreSQL some 80 ms where it takes a statement for a large one. It did for each window of the
-/// outbox, before there were statistics: reading 100,000 changes took ten times as long.
-async fn greet(conn: &mut sqlx::PgConnection) -> Result<(), sqlx::Error> {
-    let sql = "SELECT set_config('tidewire.actor', $1, false), set_config('jit', 'off', false)";
-    sqlx::query(sql).bind(Context::default().actor.as_str()).execute(conn).await?;
-    Ok(())
 }
 
 #[async_trait]
@@ -204,44 +172,65 @@ impl Database for Postgres {
     }
 
     fn doorbell(&self) -> &Arc<Notify> {
-        &self.doorbell
+        self.doorbell.local()
+    }
+
+    fn listen(&self) {
+        self.doorbell.listen();
+    }
+
+    /// What triggers record may have been written by any program, and those don't ring.
+    fn hears_all(&self) -> bool {
+        let captured = *self.captured.lock().unwrap_or_else(PoisonError::into_inner);
+        self.doorbell.hears() && matches!(captured, Some(Capture::Hooks | Capture::Log))
+    }
+
+    async fn check_doorbell(&self) -> Result<bool> {
+        self.doorbell.check().await
     }
 
     async fn check(&self) -> Result<()> {
         let captured = self.captured().await?;
-        let mut conn = self.acquire().await?;
+        let mut conn = self.connections.lend().await?;
         schema::check(&mut conn, &self.catalog, captured).await?;
         drop(conn);
         if captured == Capture::Hooks {
-            self.hooks.check(&self.pool).await?;
+            self.hooks.check(&self.connections).await?;
         }
         self.epoch().await.map(drop)
     }
 
     async fn capture(&self) -> Result<Capture> {
-        let mut conn = self.acquire().await?;
+        let mut conn = self.connections.lend().await?;
         schema::capture(&mut conn).await
     }
 
     async fn install_capture(&self, capture: Capture) -> Result<()> {
-        let mut conn = self.acquire().await?;
+        let was_log = self.capture().await? == Capture::Log;
+        if capture == Capture::Log || was_log {
+            self.connections.need_direct("capture by the database's own log")?;
+        }
         if capture == Capture::Log {
+            let mut conn = self.connections.direct_pool().acquire().await.map_err(database_error)?;
             wal::install(self, &mut conn).await?;
             *self.captured.lock().unwrap_or_else(PoisonError::into_inner) = None;
             return Ok(());
         }
-        let was_log = schema::capture(&mut conn).await? == Capture::Log;
         if was_log {
             wal::finish(self).await;
         }
+        // All of it or nothing.
+        let mut transaction = self.connections.begin("BEGIN".to_owned()).await?;
         match capture {
-            Capture::Triggers => triggers::install(&mut conn, &self.catalog).await?,
-            Capture::Hooks | Capture::Log => triggers::remove(&mut conn, &self.catalog).await?,
+            Capture::Triggers => triggers::install(&mut transaction, &self.catalog).await?,
+            Capture::Hooks | Capture::Log => triggers::remove(&mut transaction, &self.catalog).await?,
         }
-        let said = sqlx::query("UPDATE tidewire_log SET capture = $1 WHERE capture <> $1");
-        said.bind(capture.to_string()).execute(&mut *conn).await.map_err(database_error)?;
+        let said = sqlx::query("UPDATE tidewire_log SET capture = $1 WHERE capture <> $1").persistent(false);
+        said.bind(capture.to_string()).execute(&mut *transaction).await.map_err(database_error)?;
+        transaction.commit().await.map_err(database_error)?;
         *self.captured.lock().unwrap_or_else(PoisonError::into_inner) = None;
         if was_log {
+            let mut conn = self.connections.direct_pool().acquire().await.map_err(database_error)?;
             wal::remove(self, &mut conn).await?;
         }
         Ok(())
@@ -255,7 +244,7 @@ impl Database for Postgres {
         if self.capture().await? != Capture::Log {
             return Ok(None);
         }
-        let mut conn = self.acquire().await?;
+        let mut conn = self.connections.lend().await?;
         wal::status(&mut conn).await.map(Some)
     }
 
@@ -276,28 +265,44 @@ impl Database for Postgres {
                 if program.as_ref().is_some_and(|program| program.needs_transaction(text)) {
                     return self.in_transaction(statement, text, context).await;
                 }
-                let mut conn = self.acquire().await?;
-                let answer = schema.run(&mut conn, program.as_deref(), statement, text, context).await?;
+                let mut conn = self.connections.lend().await?;
+                let named = self.connections.named();
+                let answer = schema.run(&mut conn, program.as_deref(), statement, text, context, named).await?;
+                conn.done().await.map_err(session::exec_error)?;
                 if program.is_some_and(|program| !program.is_plain()) {
-                    self.doorbell.notify_one();
+                    self.doorbell.ring();
                 }
                 Ok(answer.into())
             }
             Ok(Capturing::Triggers(scripts) | Capturing::Log(scripts)) => {
                 let writes = scripts.writes(&statement.sql)?;
-                if writes && *context != Context::default() {
+                // Behind a pooler a connection knows nothing of the last transaction's context, so it is told each time.
+                if writes && (self.connections.pooled || *context != Context::default()) {
                     return self.in_transaction(statement, text, context).await;
                 }
-                let answer = session::run_as_it_is(&mut *self.acquire().await?, statement, text).await?;
+                let answer = session::run_as_it_is(
+                    &mut *self.connections.lend().await?,
+                    statement,
+                    text,
+                    self.connections.named(),
+                )
+                .await?;
                 if writes {
-                    self.doorbell.notify_one();
+                    self.doorbell.ring();
                 }
                 Ok(answer.into())
             }
             // Before there is an outbox one can read.
             Err(error) => match self.scripts.writes(&statement.sql)? {
                 true => Err(error.into()),
-                false => Ok(session::run_as_it_is(&mut *self.acquire().await?, statement, text).await?.into()),
+                false => Ok(session::run_as_it_is(
+                    &mut *self.connections.lend().await?,
+                    statement,
+                    text,
+                    self.connections.named(),
+                )
+                .await?
+                .into()),
             },
         }
     }
@@ -311,11 +316,11 @@ impl Database for Postgres {
             let executed = self.execute(statement, Text::One, context).await?;
             return Ok(futures_util::stream::iter(executed.rows.into_iter().map(Ok)).boxed());
         }
-        let connection = self.connection.clone();
+        let (mut conn, named) = (self.connections.lend().await?, self.connections.named());
         let rows = async_stream::try_stream! {
-            let mut rows = connection.stream_raw(statement).await?;
-            while let Some(row) = rows.next().await {
-                yield row?;
+            let mut rows = session::query(&statement.sql, statement.values, named).fetch(&mut *conn);
+            while let Some(row) = rows.try_next().await.map_err(session::exec_error)? {
+                yield QueryResult::from(row);
             }
         };
         Ok(rows.boxed())
@@ -323,18 +328,19 @@ impl Database for Postgres {
 
     async fn begin(&self, context: &Context, options: TransactionOptions) -> Result<Arc<dyn Session>, DbErr> {
         let capturing = self.capturing().await?;
-        let transaction = session::begin(&self.pool, &options).await?;
-        let session =
-            PostgresSession::new(transaction, capturing, Arc::clone(&self.catalog), Arc::clone(&self.doorbell));
+        let transaction = session::begin(&self.connections, &options).await?;
+        let (catalog, doorbell) = (Arc::clone(&self.catalog), Arc::clone(&self.doorbell));
+        let session = PostgresSession::new(transaction, capturing, catalog, doorbell, self.connections.pooled);
         session.set_context(context).await?;
         Ok(Arc::new(session))
     }
 
     async fn begin_own(&self) -> Result<Arc<dyn Session>, DbErr> {
-        let transaction = session::begin(&self.pool, &TransactionOptions::default()).await?;
+        let transaction = session::begin(&self.connections, &TransactionOptions::default()).await?;
         let capturing = Capturing::Triggers(Arc::clone(&self.scripts));
         let (catalog, doorbell) = (Arc::clone(&self.catalog), Arc::clone(&self.doorbell));
-        Ok(Arc::new(PostgresSession::new(transaction, capturing, catalog, doorbell)))
+        let session = PostgresSession::new(transaction, capturing, catalog, doorbell, self.connections.pooled);
+        Ok(Arc::new(session))
     }
 
     async fn position(&self) -> Result<Cursor> {
@@ -369,7 +375,8 @@ impl Database for Postgres {
     }
 
     async fn close(&self) {
-        self.pool.close().await;
+        self.doorbell.close().await;
+        self.connections.close().await;
     }
 }
 

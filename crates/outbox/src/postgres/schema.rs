@@ -1,6 +1,10 @@
 //! The outbox's own tables on PostgreSQL, and what the database's schema means for capture.
 
-use sqlx::{PgConnection, Row};
+use sqlx::{
+    FromRow, PgConnection, Postgres, Row,
+    postgres::{PgArguments, PgRow},
+    query::QueryScalar,
+};
 
 use super::{database_error, triggers, wal};
 use crate::{
@@ -61,12 +65,27 @@ CREATE TABLE tidewire_lease (
 );
 "];
 
+/// What runs once is not worth a name, and none is to be had through a pooler.
+fn unnamed_scalar<O>(sql: &'static str) -> QueryScalar<'static, Postgres, O, PgArguments>
+where
+    (O,): for<'r> FromRow<'r, PgRow>,
+{
+    sqlx::query_scalar(sql).persistent(false)
+}
+
 /// Looks for tables and columns, and whether the capture is in place and up to date.
 ///
 /// # Errors
 /// [`ErrorKind::Setup`] naming what is missing.
 pub(super) async fn check(conn: &mut PgConnection, catalog: &Catalog, capture: Capture) -> Result<()> {
     check_tables(conn, catalog).await?;
+    check_privileges(conn, catalog).await?;
+    if unnamed_scalar("SELECT pg_is_in_recovery()").fetch_one(&mut *conn).await.map_err(database_error)? {
+        return Err(Error::new(
+            ErrorKind::Setup,
+            "the database is a standby, which takes no writes. Give the address of the primary",
+        ));
+    }
     match capture {
         Capture::Hooks => return Ok(()),
         Capture::Log => return wal::check(conn, catalog).await,
@@ -90,12 +109,12 @@ pub(super) async fn check(conn: &mut PgConnection, catalog: &Catalog, capture: C
 pub(super) async fn capture(conn: &mut PgConnection) -> Result<Capture> {
     check_installed(conn).await?;
     let name: String =
-        sqlx::query_scalar("SELECT capture FROM tidewire_log").fetch_one(conn).await.map_err(database_error)?;
+        unnamed_scalar("SELECT capture FROM tidewire_log").fetch_one(conn).await.map_err(database_error)?;
     name.parse()
 }
 
 async fn check_installed(conn: &mut PgConnection) -> Result<()> {
-    let installed: bool = sqlx::query_scalar("SELECT to_regclass('tidewire_outbox') IS NOT NULL")
+    let installed: bool = unnamed_scalar("SELECT to_regclass('tidewire_outbox') IS NOT NULL")
         .fetch_one(&mut *conn)
         .await
         .map_err(database_error)?;
@@ -112,7 +131,7 @@ async fn check_tables(conn: &mut PgConnection, catalog: &Catalog) -> Result<()> 
     let mut missing = Vec::new();
     for entity in catalog.entities() {
         let name = triggers::qualified(entity);
-        let columns: Vec<String> = sqlx::query_scalar(
+        let columns: Vec<String> = unnamed_scalar(
             "SELECT attname::text FROM pg_attribute WHERE attrelid = to_regclass($1) AND attnum > 0 AND NOT attisdropped",
         )
         .bind(&name)
@@ -140,18 +159,53 @@ async fn check_tables(conn: &mut PgConnection, catalog: &Catalog) -> Result<()> 
     Ok(())
 }
 
+/// What the outbox needs, whoever writes: (table, privileges).
+const NEEDED: [(&str, &[&str]); 3] = [
+    ("tidewire_outbox", &["SELECT", "DELETE"]),
+    ("tidewire_log", &["SELECT", "UPDATE"]),
+    ("tidewire_mutation", &["SELECT", "INSERT", "UPDATE", "DELETE"]),
+];
+
+/// Everything is read; what a service may write is its own matter.
+async fn check_privileges(conn: &mut PgConnection, catalog: &Catalog) -> Result<()> {
+    let mut needed: Vec<(String, &str)> =
+        NEEDED.iter().flat_map(|(table, all)| all.iter().map(|one| ((*table).to_owned(), *one))).collect();
+    needed.extend(catalog.entities().iter().map(|entity| (triggers::qualified(entity), "SELECT")));
+    let (tables, privileges): (Vec<_>, Vec<_>) = needed.into_iter().unzip();
+    let lacks: Vec<String> = sqlx::query_scalar(
+        "SELECT p || ' on ' || t FROM unnest($1::text[], $2::text[]) AS needed (t, p) WHERE NOT has_table_privilege(t, p)",
+    )
+    .persistent(false)
+    .bind(tables)
+    .bind(privileges)
+    .fetch_all(&mut *conn)
+    .await
+    .map_err(database_error)?;
+    if lacks.is_empty() {
+        return Ok(());
+    }
+    let user: String = unnamed_scalar("SELECT current_user::text").fetch_one(conn).await.map_err(database_error)?;
+    Err(Error::new(
+        ErrorKind::Setup,
+        format!("the database's user {user} lacks {}. GRANT these, or use another user", lacks.join(", ")),
+    ))
+}
+
 /// The epoch of the log. A database that is not the one which the outbox was written in (another cluster, or the same one after a recovery
 /// to an earlier moment) numbers its transactions anew, so there the outbox is emptied and a new epoch begins.
 pub(super) async fn epoch(conn: &mut PgConnection) -> Result<u64> {
-    let system: String = sqlx::query_scalar(
+    let system: String = unnamed_scalar(
         "SELECT (SELECT system_identifier FROM pg_control_system())::text || '/' ||
                 (SELECT timeline_id FROM pg_control_checkpoint())::text",
     )
     .fetch_one(&mut *conn)
     .await
     .map_err(database_error)?;
-    let row =
-        sqlx::query("SELECT epoch, system FROM tidewire_log").fetch_one(&mut *conn).await.map_err(database_error)?;
+    let row = sqlx::query("SELECT epoch, system FROM tidewire_log")
+        .persistent(false)
+        .fetch_one(&mut *conn)
+        .await
+        .map_err(database_error)?;
     if row.get::<String, _>(1) == system {
         return Ok(row.get::<i64, _>(0).cast_unsigned());
     }
@@ -164,6 +218,7 @@ pub(super) async fn epoch(conn: &mut PgConnection) -> Result<u64> {
          emptied AS (DELETE FROM tidewire_outbox WHERE EXISTS (SELECT 1 FROM mine) AND (SELECT system <> '' FROM tidewire_log))
          SELECT epoch FROM mine UNION ALL SELECT epoch FROM tidewire_log WHERE system = $2",
     )
+    .persistent(false)
     .bind(fresh)
     .bind(&system)
     .fetch_one(&mut *conn)

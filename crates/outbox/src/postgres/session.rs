@@ -8,11 +8,15 @@ use sea_orm::{
 use sea_query_sqlx::SqlxValues;
 use sqlx::{
     AssertSqlSafe, Either, Executor, PgConnection, Postgres as Sqlx, Row, Transaction,
-    postgres::{PgPool, PgQueryResult, PgRow},
+    postgres::{PgQueryResult, PgRow},
+    query::Query,
 };
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::Mutex;
 
-use super::{database_error, dialect::PostgresDialect, hooks::Schema, statement::Scripts, wal};
+use super::{
+    connections::Connections, database_error, dialect::PostgresDialect, doorbell::Doorbell, hooks::Schema,
+    statement::Scripts, wal,
+};
 use crate::{
     context::Context,
     database::{Abandoned, Executed, Rows, Session, Text, savepoint},
@@ -27,7 +31,7 @@ pub(super) struct PostgresSession {
     abandoned: Abandoned,
     capture: Capturing,
     catalog: Arc<Catalog>,
-    doorbell: Arc<Notify>,
+    doorbell: Arc<Doorbell>,
 }
 
 /// How a transaction's writes are recorded.
@@ -49,6 +53,8 @@ struct Open {
     transaction: Option<Transaction<'static, Sqlx>>,
     /// What the transaction's settings say, where that is known; or what it said last to the log.
     context: Option<Context>,
+    /// Whether the connection is lent by a pooler, which knows nothing of what it was told before.
+    pooled: bool,
 }
 
 impl fmt::Debug for PostgresSession {
@@ -57,7 +63,10 @@ impl fmt::Debug for PostgresSession {
     }
 }
 
-pub(super) async fn begin(pool: &PgPool, options: &TransactionOptions) -> Result<Transaction<'static, Sqlx>, DbErr> {
+pub(super) async fn begin(
+    connections: &Connections,
+    options: &TransactionOptions,
+) -> Result<Transaction<'static, Sqlx>, DbErr> {
     let mut sql = String::from("BEGIN");
     if let Some(level) = options.isolation_level {
         sql.push_str(match level {
@@ -70,7 +79,7 @@ pub(super) async fn begin(pool: &PgPool, options: &TransactionOptions) -> Result
     if let Some(AccessMode::ReadOnly) = options.access_mode {
         sql.push_str(" READ ONLY");
     }
-    pool.begin_with(AssertSqlSafe(sql)).await.map_err(exec_error)
+    Ok(connections.begin(sql).await?)
 }
 
 /// What a connection answered.
@@ -100,9 +109,15 @@ pub(super) struct How {
     pub(super) prepared: bool,
 }
 
+/// A statement of SeaORM's as one of sqlx's, kept prepared or not.
+pub(super) fn query(sql: &str, values: Option<Values>, prepared: bool) -> Query<'_, Sqlx, SqlxValues> {
+    let values = values.unwrap_or_else(|| Values(Vec::new()));
+    sqlx::query_with(AssertSqlSafe(sql), SqlxValues(values)).persistent(prepared)
+}
+
 /// Runs one statement.
 pub(super) async fn run(conn: &mut PgConnection, sql: &str, values: Values, how: How) -> Result<Answer, DbErr> {
-    let query = sqlx::query_with(AssertSqlSafe(sql), SqlxValues(values)).persistent(how.prepared);
+    let query = query(sql, Some(values), how.prepared);
     let mut steps = conn.fetch_many(query);
     let mut answer = Answer::default();
     while let Some(step) = steps.try_next().await.map_err(exec_error)? {
@@ -116,12 +131,17 @@ pub(super) async fn run(conn: &mut PgConnection, sql: &str, values: Values, how:
 }
 
 /// Runs a text as it came.
-pub(super) async fn run_as_it_is(conn: &mut PgConnection, statement: Statement, text: Text) -> Result<Answer, DbErr> {
+pub(super) async fn run_as_it_is(
+    conn: &mut PgConnection,
+    statement: Statement,
+    text: Text,
+    named: bool,
+) -> Result<Answer, DbErr> {
     if text == Text::Many {
         return run_raw(conn, &statement.sql).await;
     }
     let values = statement.values.unwrap_or_else(|| Values(Vec::new()));
-    run(conn, &statement.sql, values, How { rows: true, prepared: true }).await
+    run(conn, &statement.sql, values, How { rows: true, prepared: named }).await
 }
 
 /// Runs a text of any number of statements that take no values.
@@ -169,6 +189,7 @@ impl Open {
         let sql = "SELECT set_config('tidewire.actor', $1, true), set_config('tidewire.origin', $2, true), \
                    set_config('tidewire.mutation_id', $3, true)";
         sqlx::query(sql)
+            .persistent(!self.pooled)
             .bind(context.actor.as_str())
             .bind(text(context.origin.as_ref().map(|origin| origin.as_str())))
             .bind(text(context.mutation_id.as_ref().map(|id| id.as_str())))
@@ -185,10 +206,10 @@ impl PostgresSession {
         transaction: Transaction<'static, Sqlx>,
         capture: Capturing,
         catalog: Arc<Catalog>,
-        doorbell: Arc<Notify>,
+        doorbell: Arc<Doorbell>,
+        pooled: bool,
     ) -> Self {
-        // A new transaction has what the connection was told when it was opened.
-        let open = Open { transaction: Some(transaction), context: None };
+        let open = Open { transaction: Some(transaction), context: None, pooled };
         Self { open: Mutex::new(open), abandoned: Abandoned::default(), capture, catalog, doorbell }
     }
 
@@ -198,7 +219,8 @@ impl PostgresSession {
             return Ok(());
         }
         let mut open = self.open.lock().await;
-        if *context == Context::default() {
+        // A new transaction has what the connection was told when it was opened.
+        if *context == Context::default() && !open.pooled {
             open.context = Some(context.clone());
             return Ok(());
         }
@@ -222,7 +244,9 @@ impl Session for PostgresSession {
             Capturing::Hooks(schema) => {
                 let program = schema.program(&statement.sql)?;
                 let mut open = self.open().await?;
-                Ok(schema.run(open.connection()?, program.as_deref(), statement, text, context).await?.into())
+                let named = !open.pooled;
+                let run = schema.run(open.connection()?, program.as_deref(), statement, text, context, named);
+                Ok(run.await?.into())
             }
             Capturing::Triggers(scripts) | Capturing::Log(scripts) => {
                 let writes = scripts.writes(&statement.sql)?;
@@ -230,7 +254,8 @@ impl Session for PostgresSession {
                 if writes {
                     open.set_context(context, self.capture.is_log()).await?;
                 }
-                Ok(run_as_it_is(open.connection()?, statement, text).await?.into())
+                let named = !open.pooled;
+                Ok(run_as_it_is(open.connection()?, statement, text, named).await?.into())
             }
         }
     }
@@ -248,8 +273,7 @@ impl Session for PostgresSession {
         sql.push(")::text");
         let statement = Statement::from_sql_and_values(DbBackend::Postgres, sql.text, sql.values);
         let mut open = self.open().await?;
-        let values = statement.values.unwrap_or_else(|| sea_orm::sea_query::Values(Vec::new()));
-        let row = sqlx::query_with(AssertSqlSafe(statement.sql), SqlxValues(values))
+        let row = query(&statement.sql, statement.values, !open.pooled)
             .fetch_one(open.connection()?)
             .await
             .map_err(database_error)?;
@@ -276,7 +300,7 @@ impl Session for PostgresSession {
         let transaction = self.open().await?.transaction.take();
         if let Some(transaction) = transaction {
             transaction.commit().await.map_err(exec_error)?;
-            self.doorbell.notify_one();
+            self.doorbell.ring();
         }
         Ok(())
     }
@@ -290,7 +314,9 @@ impl Session for PostgresSession {
     }
 
     async fn own(&self, statement: Statement) -> Result<Vec<QueryResult>, DbErr> {
-        let answer = run_as_it_is(self.open().await?.connection()?, statement, Text::One).await?;
+        let mut open = self.open().await?;
+        let named = !open.pooled;
+        let answer = run_as_it_is(open.connection()?, statement, Text::One, named).await?;
         Ok(Executed::from(answer).rows)
     }
 }

@@ -105,9 +105,9 @@ fn fingerprint(entity: &EntityMeta) -> String {
     format!("tidewire {}", data_encoding::HEXLOWER.encode(&Sha256::digest(body(entity).as_bytes())[..8]))
 }
 
-/// Installs the triggers of all entities, or brings them up to date. All of them or none.
+/// Installs the triggers of all entities, or brings them up to date.
 pub(super) async fn install(conn: &mut PgConnection, catalog: &Catalog) -> Result<()> {
-    let mut text = String::from("BEGIN; ");
+    let mut text = String::new();
     for entity in catalog.entities() {
         let table = qualified(entity);
         let function = function(entity, PREFIX, &table);
@@ -121,12 +121,7 @@ pub(super) async fn install(conn: &mut PgConnection, catalog: &Catalog) -> Resul
             fingerprint(entity),
         ));
     }
-    text.push_str("COMMIT");
-    let installed = conn.execute(sqlx::raw_sql(AssertSqlSafe(text))).await;
-    if installed.is_err() {
-        let _ = conn.execute("ROLLBACK").await;
-    }
-    installed.map(drop).map_err(database_error)
+    conn.execute(sqlx::raw_sql(AssertSqlSafe(text))).await.map(drop).map_err(database_error)
 }
 
 /// Removes the triggers of all entities.
@@ -151,6 +146,7 @@ pub(super) async fn drifted(conn: &mut PgConnection, catalog: &Catalog) -> Resul
             "SELECT count(*) FILTER (WHERE t.tgenabled IN ('O', 'A')), max(obj_description(t.tgfoid, 'pg_proc'))
              FROM pg_trigger t WHERE t.tgrelid = to_regclass($1) AND t.tgname IN ($2, $3) AND NOT t.tgisinternal",
         )
+        .persistent(false)
         .bind(qualified(entity))
         .bind(TRIGGER)
         .bind(TRUNCATE)

@@ -80,6 +80,9 @@ pub struct RecorderOptions {
     /// How changes are captured. [`Recorder::check`] and the first write fail where the database says otherwise. Default: as the database
     /// says, which is by hooks until [`Recorder::install_capture`] has put something else in place.
     pub capture: Option<Capture>,
+    /// The database's own address, where the URL leads to a pooler that lends connections for a transaction (PgBouncer's
+    /// `pool_mode = transaction`). Doorbells of other processes are heard over it. Only PostgreSQL has a use for it. Default none.
+    pub direct_url: Option<String>,
     /// Under capture by the database's own log: how much of it the database may keep for us before that is given up, in bytes; `None` for no
     /// limit. Then all who follow start over. Default 16 GiB.
     pub max_kept_log: Option<u64>,
@@ -92,6 +95,7 @@ impl Default for RecorderOptions {
         Self {
             max_readers: DEFAULT_MAX_READERS,
             capture: None,
+            direct_url: None,
             max_kept_log: Some(16 << 30),
             log: crate::LogOptions::default(),
         }

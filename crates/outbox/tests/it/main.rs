@@ -4,7 +4,9 @@
 
 mod canonical;
 mod capture;
+mod crash;
 mod differential;
+mod doorbell;
 mod errors;
 mod filter;
 mod follow;
@@ -12,5 +14,6 @@ mod hooks;
 mod lease;
 mod mariadb;
 mod others;
+mod pooler;
 mod support;
 mod wal;

@@ -2,6 +2,7 @@
 //! subscribers that come and go. In the end each subscriber's rebuilt rows are the tables' rows, and on the way nothing was lost, repeated,
 //! out of order or split.
 
+mod control;
 pub mod domain;
 mod subscriber;
 mod writer;
@@ -20,16 +21,24 @@ use rand_chacha::ChaCha8Rng;
 use sea_orm::{ActiveModelTrait, Set};
 use serde_json::Value;
 use tidewire_outbox::Recorder;
-use tokio::{process::Command, time::sleep};
+use tokio::{
+    process::Command,
+    sync::watch,
+    time::{sleep, timeout},
+};
 
 use self::domain::{Rows, parent};
 pub use self::{
+    control::{Control, Mistake},
     subscriber::{Delivered, LogSubscriber, SocketSubscriber, Subscriber, Told},
     writer::{capture, write, writer},
 };
 
 /// The key of the row that tells subscribers that there is nothing more to come.
 const END: i64 = -1;
+
+/// How long subscribers may take to come to the end once nothing is written any more.
+const CATCH_UP: Duration = Duration::from_secs(300);
 
 /// What to check.
 pub struct Checker<'a> {
@@ -39,6 +48,10 @@ pub struct Checker<'a> {
     pub writer: &'a dyn Fn(u64) -> Command,
     /// How many changes to wait for.
     pub changes: u64,
+    /// Readers that make a well-known mistake, which must be found.
+    pub controls: Vec<Control>,
+    /// Told when the writers have ended, whoever has accidents happen; the run waits until the other end is gone.
+    pub accidents: Option<watch::Sender<bool>>,
     /// Makes the run's choices repeatable, as far as processes can be.
     pub seed: u64,
 }
@@ -78,15 +91,29 @@ impl Checker<'_> {
                 tokio::spawn(follow(subscriber, view, ChaCha8Rng::seed_from_u64(seed), Arc::clone(&connections)))
             })
             .collect();
+        let controls: Vec<_> = self.controls.iter().cloned().map(|control| tokio::spawn(control.read())).collect();
         let kills = self.write().await;
+        if let Some(accidents) = &self.accidents {
+            let _ = accidents.send(true);
+            accidents.closed().await;
+        }
         let end = parent::ActiveModel { id: Set(END), name: Set("the end".into()), n: Set(0), note: Set(None) };
-        end.insert(self.recorder).await.unwrap();
-        let tables = domain::tables(self.recorder.unrecorded()).await;
+        // What lies idle may have been cut; it is found out after a while.
+        while let Err(error) = end.clone().insert(self.recorder).await {
+            assert!(tidewire_outbox::Error::from(error).is_transient(), "the last row cannot be written");
+            sleep(Duration::from_millis(100)).await;
+        }
         // By then all of it is in the outbox.
         self.recorder.log().position().await.unwrap();
         let changes = self.count().await;
+        for (control, reading) in self.controls.iter().zip(controls) {
+            control.assert_wrong(crate::soon(reading).await.unwrap(), changes);
+        }
+        let tables = domain::tables(self.recorder.unrecorded()).await;
         for follower in followers {
-            let (view, subscriber) = crate::soon(follower).await.unwrap();
+            // Those who come and go take their time to come to the end; one that waits in vain for an event says so itself.
+            let (view, subscriber) =
+                timeout(CATCH_UP, follower).await.expect("a subscriber never came to the end").unwrap();
             view.assert_is(&tables, &*subscriber, changes);
         }
         let connections = connections.load(Ordering::Relaxed);
@@ -95,8 +122,17 @@ impl Checker<'_> {
 
     /// How many changes there are. Counted, and not told from numbers: those may have holes.
     async fn count(&self) -> u64 {
-        let count = writer::number(self.recorder.unrecorded(), "SELECT count(*) FROM tidewire_outbox".into()).await;
-        u64::try_from(count.unwrap()).unwrap()
+        loop {
+            let count = writer::number(self.recorder.unrecorded(), "SELECT count(*) FROM tidewire_outbox".into()).await;
+            match count {
+                Ok(count) => return u64::try_from(count).unwrap(),
+                // The server may be away for a while.
+                Err(error) if tidewire_outbox::Error::from(error.clone()).is_transient() => {
+                    sleep(Duration::from_millis(50)).await;
+                }
+                Err(_) => panic!("the outbox cannot be counted"),
+            }
+        }
     }
 
     /// Lets the writers write until there are enough changes; answers how often one was killed.

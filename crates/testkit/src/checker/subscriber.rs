@@ -1,6 +1,9 @@
+use std::time::Duration;
+
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use tidewire_outbox::{Cursor, Follower, Recorder, Step};
+use tokio::time::sleep;
 
 use super::domain::object;
 use crate::WebSocketClient;
@@ -73,7 +76,12 @@ impl LogSubscriber {
 impl Subscriber for LogSubscriber {
     async fn connect(&mut self, after: Option<&str>) {
         let after = after.map_or_else(Cursor::start, |cursor| cursor.parse().unwrap());
-        self.follower = Some(self.recorder.log().follow_all(after).await.unwrap());
+        self.follower = loop {
+            match self.recorder.log().follow_all(after.clone()).await {
+                Err(error) if error.is_transient() => sleep(Duration::from_millis(50)).await,
+                follower => break Some(follower.unwrap()),
+            }
+        };
     }
 
     async fn next(&mut self) -> Delivered {
@@ -82,7 +90,15 @@ impl Subscriber for LogSubscriber {
             if let Some(delivered) = self.ready.pop() {
                 return delivered;
             }
-            match self.follower.as_mut().unwrap().next().await.unwrap() {
+            let step = match self.follower.as_mut().unwrap().next().await {
+                // The same call may be made again.
+                Err(error) if error.is_transient() => {
+                    sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+                step => step.unwrap(),
+            };
+            match step {
                 Step::Transactions { transactions, .. } => {
                     for transaction in transactions.iter().rev() {
                         let changes = transaction.changes.iter().map(|change| {
@@ -121,7 +137,10 @@ impl Subscriber for LogSubscriber {
 /// Subscribes over a WebSocket: to all changes, or to the rows of `parent` that pass a filter, beginning with a snapshot.
 #[derive(Debug)]
 pub struct SocketSubscriber {
-    url: String,
+    /// Of the nodes, which it visits in turn.
+    urls: Vec<String>,
+    visits: usize,
+    after: Option<String>,
     shape: bool,
     client: Option<WebSocketClient>,
 }
@@ -136,21 +155,24 @@ fn start() -> String {
 }
 
 impl SocketSubscriber {
-    /// Subscribes to all changes.
-    pub fn all(url: impl Into<String>) -> Self {
-        Self { url: url.into(), shape: false, client: None }
+    /// Subscribes to all changes, at one node after the other.
+    pub fn all(urls: &[String]) -> Self {
+        Self { urls: urls.to_vec(), visits: 0, after: None, shape: false, client: None }
     }
 
     /// Subscribes to the parents whose `n` is not negative.
-    pub fn shape(url: impl Into<String>) -> Self {
-        Self { url: url.into(), shape: true, client: None }
+    pub fn shape(urls: &[String]) -> Self {
+        Self { shape: true, ..Self::all(urls) }
     }
 }
 
 #[async_trait]
 impl Subscriber for SocketSubscriber {
     async fn connect(&mut self, after: Option<&str>) {
-        let mut client = WebSocketClient::connect(&self.url).await;
+        self.after = after.map(str::to_owned);
+        let url = &self.urls[self.visits % self.urls.len()];
+        self.visits += 1;
+        let mut client = WebSocketClient::connect(url).await;
         let after = match after {
             None if self.shape => Value::Null,
             None => start().into(),
@@ -162,7 +184,17 @@ impl Subscriber for SocketSubscriber {
     }
 
     async fn next(&mut self) -> Delivered {
-        let event = self.client.as_mut().unwrap().event("changes").await;
+        let event = loop {
+            let mut message = self.client.as_mut().unwrap().next().await;
+            if message["type"] == "next" {
+                break message["payload"]["data"]["changes"].take();
+            }
+            // A node whose database is away cannot begin.
+            assert_eq!(message["payload"][0]["extensions"]["code"], "UNAVAILABLE", "{message}");
+            sleep(Duration::from_millis(100)).await;
+            let after = self.after.clone();
+            self.connect(after.as_deref()).await;
+        };
         assert_eq!(event["resync"], Value::Null, "{event}");
         let row = |value: &Value| value.is_object().then(|| value.clone());
         let changes = event["changes"].as_array().unwrap().iter().map(|change| Told {

@@ -49,7 +49,13 @@ pub async fn capture() {
 pub async fn write() {
     let (Ok(url), Ok(seed)) = (env::var(URL), env::var(SEED)) else { return };
     let seed: u64 = seed.parse().unwrap();
-    let db = Recorder::connect(&url, registry()).await.unwrap().acting_as(Actor::service("checker"));
+    let db = loop {
+        match Recorder::connect(&url, registry()).await {
+            Ok(db) => break db.acting_as(Actor::service("checker")),
+            Err(error) if error.is_transient() => sleep(Duration::from_millis(50)).await,
+            Err(error) => panic!("{error}"),
+        }
+    };
     let tasks: Vec<_> = (0..TASKS)
         .map(|task| {
             let writer = Writer { db: db.clone(), random: ChaCha8Rng::seed_from_u64(seed * TASKS + task), seed };
@@ -79,7 +85,21 @@ impl Writer {
             if let Err(error) = done {
                 let text = error.to_string();
                 let expected = ["locked", "FOREIGN KEY", "foreign key", "deadlock", "Deadlock"];
-                assert!(expected.iter().any(|expected| text.contains(expected)), "{text}");
+                // The server may be restarted, or the connection cut.
+                let away = [
+                    "communicating",
+                    "cannot be reached",
+                    "terminating",
+                    "recovery mode",
+                    "starting up",
+                    "shutting down",
+                    "closed",
+                    "transaction has ended",
+                ];
+                assert!(expected.iter().chain(&away).any(|expected| text.contains(expected)), "{text}");
+                if away.iter().any(|away| text.contains(away)) {
+                    sleep(Duration::from_millis(50)).await;
+                }
             }
         }
     }

@@ -247,7 +247,12 @@ impl Walk<'_> {
             list(columns, |_, name| format!("t.{name}")),
             given(table, columns, 1),
         );
-        let rows = sqlx::query(AssertSqlSafe(sql)).bind(values).fetch_all(&mut *self.conn).await.map_err(exec_error)?;
+        let rows = sqlx::query(AssertSqlSafe(sql))
+            .persistent(false)
+            .bind(values)
+            .fetch_all(&mut *self.conn)
+            .await
+            .map_err(exec_error)?;
         Ok(rows.iter().map(|row| Found { key: row.get(0), referred: row.get(1), image: row.get(2) }).collect())
     }
 
@@ -257,7 +262,7 @@ impl Walk<'_> {
             return Ok(0);
         }
         let sql = "SELECT coalesce(max(seq), 0) FROM tidewire_outbox WHERE xid = pg_current_xact_id()::text::bigint";
-        sqlx::query_scalar(sql).fetch_one(&mut *self.conn).await.map_err(exec_error)
+        sqlx::query_scalar(sql).persistent(false).fetch_one(&mut *self.conn).await.map_err(exec_error)
     }
 
     /// What became of the rows that are held.
@@ -314,7 +319,7 @@ impl Walk<'_> {
              WHERE xid = pg_current_xact_id()::text::bigint AND seq > $1 AND entity = $2 AND after IS NOT NULL",
             names.collect::<Vec<_>>().join(", "),
         );
-        let rows = sqlx::query_scalar(AssertSqlSafe(sql)).bind(mark).bind(&table.name);
+        let rows = sqlx::query_scalar(AssertSqlSafe(sql)).persistent(false).bind(mark).bind(&table.name);
         rows.fetch_all(&mut *self.conn).await.map_err(exec_error)
     }
 
@@ -325,6 +330,7 @@ impl Walk<'_> {
         let sql = "INSERT INTO tidewire_outbox (entity, operation, before, after, actor, origin, mutation_id)
             SELECT e ->> 0, e ->> 1, e ->> 2, e ->> 3, $2, $3, $4 FROM json_array_elements($1::text::json) WITH ORDINALITY AS l(e, n) ORDER BY n";
         sqlx::query(sql)
+            .persistent(false)
             .bind(serde_json::to_string(changes).expect("texts are JSON"))
             .bind(context.actor.as_str())
             .bind(context.origin.as_ref().map(|origin| origin.as_str()))

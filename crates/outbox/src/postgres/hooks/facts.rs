@@ -149,7 +149,7 @@ impl Facts {
             format!("coalesce((SELECT sum(hashtextextended({own}::text || xmin::text, 0)) FROM {name} WHERE {own}::bigint >= 16384), 0)::text")
         });
         let sql = format!("SELECT {} || current_schemas(true)::text", marks.join(" || '/' || "));
-        sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(conn).await.map_err(database_error)
+        sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).persistent(false).fetch_one(conn).await.map_err(database_error)
     }
 
     pub(super) async fn load(conn: &mut PgConnection, catalog: &Catalog) -> Result<Self> {
@@ -468,9 +468,9 @@ impl Found {
 }
 
 async fn query(conn: &mut PgConnection, sql: &'static str) -> Result<Vec<PgRow>> {
-    sqlx::query(sql).fetch_all(conn).await.map_err(database_error)
+    sqlx::query(sql).persistent(false).fetch_all(conn).await.map_err(database_error)
 }
 
 async fn query_of(conn: &mut PgConnection, sql: &'static str, of: Vec<String>) -> Result<Vec<PgRow>> {
-    sqlx::query(sql).bind(of).fetch_all(conn).await.map_err(database_error)
+    sqlx::query(sql).persistent(false).bind(of).fetch_all(conn).await.map_err(database_error)
 }

@@ -16,11 +16,11 @@ use std::{
 };
 
 use sea_orm::{DbErr, Statement, Values, sea_query::Value};
-use sqlx::{PgConnection, postgres::PgPool};
+use sqlx::PgConnection;
 
 use self::{cascade::Cascade, facts::Facts};
 use super::{
-    database_error,
+    connections::Connections,
     session::{self, Answer, How},
 };
 use crate::{
@@ -93,14 +93,14 @@ impl Hooks {
     }
 
     /// The schema as it is, or was a moment ago.
-    pub(super) async fn schema(&self, pool: &PgPool) -> Result<Arc<Schema>> {
+    pub(super) async fn schema(&self, connections: &Connections) -> Result<Arc<Schema>> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some((schema, at)) = &known
             && at.elapsed() < REFRESH
         {
             return Ok(Arc::clone(schema));
         }
-        let mut conn = pool.acquire().await.map_err(database_error)?;
+        let mut conn = connections.lend().await?;
         let schema = match known {
             Some((schema, _)) if schema.facts.stamp == Facts::stamp(&mut conn).await? => schema,
             _ => Arc::new(Schema {
@@ -114,9 +114,9 @@ impl Hooks {
     }
 
     /// Whether all writes of synced tables can be recorded.
-    pub(super) async fn check(&self, pool: &PgPool) -> Result<()> {
+    pub(super) async fn check(&self, connections: &Connections) -> Result<()> {
         *self.known.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        match self.schema(pool).await?.problems() {
+        match self.schema(connections).await?.problems() {
             Some(problems) => Err(Error::new(ErrorKind::Setup, problems)),
             None => Ok(()),
         }
@@ -167,13 +167,14 @@ impl Schema {
         statement: Statement,
         text: Text,
         context: &Context,
+        named: bool,
     ) -> Result<Answer, DbErr> {
         let Some(program) = program.filter(|program| !program.is_plain()) else {
-            return session::run_as_it_is(conn, statement, text).await;
+            return session::run_as_it_is(conn, statement, text, named).await;
         };
         if text == Text::One && program.steps.len() > 1 {
             // The database says that this cannot be.
-            return session::run_as_it_is(conn, statement, text).await;
+            return session::run_as_it_is(conn, statement, text, named).await;
         }
         let given = statement.values.map(|values| values.0).unwrap_or_default();
         let mut answer = Answer::default();
@@ -183,7 +184,7 @@ impl Schema {
                 return Err(Error::new(ErrorKind::Refused, why).into());
             }
             // A text of statements without values is often one that never comes again.
-            let how = How { rows: step.rows, prepared: text == Text::One };
+            let how = How { rows: step.rows, prepared: named && text == Text::One };
             answer.extend(match &step.way {
                 Way::Plain(sql) => session::run_raw(conn, sql).await?,
                 Way::One(sql) => session::run(conn, sql, Values(with_context(given.clone(), context)), how).await?,

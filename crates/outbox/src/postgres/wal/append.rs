@@ -47,7 +47,7 @@ pub(super) struct Appender<'a> {
 
 impl<'a> Appender<'a> {
     pub(super) async fn new(database: &Postgres, lease: &'a Lease) -> Result<Self> {
-        let options = database.pool.connect_options();
+        let options = database.connections.direct_pool().connect_options();
         let mut connection = PgConnection::connect_with(&options).await.map_err(database_error)?;
         // What is confirmed to the slot is not told again, so it must have been written.
         let durable =

@@ -122,13 +122,14 @@ impl Shared {
 /// and where one of them is of a savepoint, they may be told in either order. The mark keeps them apart.
 pub(super) async fn tell_context(conn: &mut PgConnection, context: &Context) -> Result<(), sqlx::Error> {
     let tell = "SELECT pg_logical_emit_message(true, $1, $2)::text, pg_logical_emit_message(true, $3, '')::text";
-    let tell = sqlx::query(tell).bind(prefix::CONTEXT).bind(Told::of(context).text()).bind(prefix::MARK);
+    let tell =
+        sqlx::query(tell).persistent(false).bind(prefix::CONTEXT).bind(Told::of(context).text()).bind(prefix::MARK);
     tell.execute(conn).await.map(drop)
 }
 
 /// Puts in place what is needed.
 pub(super) async fn install(database: &Postgres, conn: &mut PgConnection) -> Result<()> {
-    slot::install(&database.pool, conn, &database.catalog).await
+    slot::install(database.connections.direct_pool(), conn, &database.catalog).await
 }
 
 /// Waits until what has been written so far is in the outbox, because the log is to be read no more. Where nobody reads it, what is
@@ -136,7 +137,7 @@ pub(super) async fn install(database: &Postgres, conn: &mut PgConnection) -> Res
 pub(super) async fn finish(database: &Postgres) {
     if let Err(error) = arrive(database, None).await {
         tracing::error!(%error, "the database's log is given up unread: changes are missing, and all who follow start over");
-        let Ok(mut conn) = database.pool.acquire().await else { return };
+        let Ok(mut conn) = database.connections.direct_pool().acquire().await else { return };
         let _ = slot::break_off(&mut conn).await;
     }
 }
@@ -164,7 +165,7 @@ pub(super) async fn arrive(database: &Postgres, place: Option<u64>) -> Result<()
     loop {
         let row =
             sqlx::query("SELECT lsn, trouble, (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint FROM tidewire_log")
-                .fetch_one(&database.pool)
+                .fetch_one(database.connections.direct_pool())
                 .await
                 .map_err(database_error)?;
         let number = |index| row.get::<i64, _>(index).cast_unsigned();
@@ -196,8 +197,11 @@ async fn mark(database: &Postgres, place: u64) -> Result<()> {
     let mut marked = database.log.marked.lock().await;
     if *marked < place {
         let mark = "SELECT (pg_logical_emit_message(true, $1, '') - '0/0'::pg_lsn)::bigint";
-        let at: i64 =
-            sqlx::query_scalar(mark).bind(prefix::MARK).fetch_one(&database.pool).await.map_err(database_error)?;
+        let at: i64 = sqlx::query_scalar(mark)
+            .bind(prefix::MARK)
+            .fetch_one(database.connections.direct_pool())
+            .await
+            .map_err(database_error)?;
         *marked = at.cast_unsigned();
     }
     Ok(())
@@ -241,7 +245,7 @@ async fn report(database: &Postgres, error: &Error, failures: u32) {
     database.note_trouble(Some(&error.to_string()));
     let note =
         sqlx::query("UPDATE tidewire_log SET trouble = $1 WHERE trouble IS DISTINCT FROM $1 AND capture = 'log'");
-    let _ = note.bind(error.to_string()).execute(&database.pool).await;
+    let _ = note.bind(error.to_string()).execute(database.connections.direct_pool()).await;
 }
 
 /// Looks at the slot from time to time, so that it never fills the server's disk.
@@ -250,7 +254,7 @@ async fn watch_slot(database: &Postgres) {
         tokio::time::sleep(WATCH).await;
         let Some(max) = database.log.max_kept else { continue };
         let looked = async {
-            let mut conn = database.pool.acquire().await.map_err(database_error)?;
+            let mut conn = database.connections.direct_pool().acquire().await.map_err(database_error)?;
             let slot = slot::find(&mut conn).await?;
             if slot.usable && slot.kept > max {
                 tracing::error!(
@@ -302,7 +306,7 @@ async fn read_log(database: &Postgres, lease: &Lease) -> Result<()> {
             tracing::error!(slot = slot.name, "somebody else has read from the replication slot");
             slot.drop(conn).await?;
         }
-        slot::install(&database.pool, conn, &database.catalog).await?;
+        slot::install(database.connections.direct_pool(), conn, &database.catalog).await?;
         slot = slot::find(conn).await?;
     }
     slot.release(conn).await?;
@@ -324,7 +328,7 @@ async fn begin_at(conn: &mut PgConnection) -> Result<u64> {
 }
 
 fn configuration(database: &Postgres, slot: &str, begin: u64) -> ReplicationConfig {
-    let options = database.pool.connect_options();
+    let options = database.connections.direct_pool().connect_options();
     let host = match options.get_socket() {
         Some(folder) => folder.display().to_string(),
         None => options.get_host().to_owned(),
@@ -460,7 +464,7 @@ impl Stream<'_> {
         self.client.update_applied_lsn(Lsn::from_u64(self.read_to));
         self.database.log.appended.send_replace(self.read_to);
         if something {
-            self.database.doorbell.notify_one();
+            self.database.doorbell.ring();
         }
         Ok(self.read_to)
     }
@@ -477,8 +481,11 @@ impl Stream<'_> {
                     self.appender.see(source).await?;
                 }
                 // A column that was added later is missing in what was written before.
-                let now =
-                    slot::columns(&mut *self.database.pool.acquire().await.map_err(database_error)?, entity).await?;
+                let now = slot::columns(
+                    &mut *self.database.connections.direct_pool().acquire().await.map_err(database_error)?,
+                    entity,
+                )
+                .await?;
                 let gone: Vec<_> =
                     columns.into_iter().filter(|column| !now.iter().any(|name| name == column)).collect();
                 if gone.is_empty() {

@@ -1,0 +1,137 @@
+//! Two nodes on one PostgreSQL: what doorbells gain, and what they cost.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use futures_util::future::try_join_all;
+use sea_orm::{ActiveModelTrait, ConnectionTrait, EntityTrait, Set};
+use tidewire_axum::{Server, ServerOptions};
+use tidewire_graphql::Api;
+use tidewire_outbox::{Recorder, RecorderOptions};
+use tokio::net::TcpListener;
+
+use crate::{
+    latency::{next, subscribe},
+    measure::{median, quantile, row, task},
+};
+
+const WRITERS: usize = 8;
+const ROUNDS: usize = 7;
+const ROUND: Duration = Duration::from_secs(3);
+
+/// In an empty database.
+pub(crate) async fn run(database: &str) -> Result<()> {
+    prepare(database).await?;
+    println!("### Nodes: from a commit on one to a client of another\n");
+    row(&["writes", "told by", "p50, ms", "p99, ms", "longest, ms"]);
+    row(&["---", "---", "---:", "---:", "---:"]);
+    for (pause, writes) in [(3, 1_500), (100, 150)] {
+        for doorbell in [true, false] {
+            latency(database, doorbell, Duration::from_millis(pause), writes).await?;
+        }
+    }
+    println!("\n### Nodes: {WRITERS} writers at once, while another node follows\n");
+    throughput(database).await
+}
+
+async fn prepare(database: &str) -> Result<()> {
+    use migration::MigratorTrait;
+    let recorder = node(database, true).await?;
+    migration::Migrator::up(recorder.unrecorded(), None).await.context("the database must be empty")?;
+    recorder.install_capture().await?;
+    let (name, email) = (Set("Ada".into()), Set("ada@example.org".into()));
+    entity::user::ActiveModel { name, email, ..Default::default() }.insert(&recorder).await?;
+    entity::project::ActiveModel { name: Set("Harbour".into()), ..Default::default() }.insert(&recorder).await?;
+    recorder.close().await;
+    Ok(())
+}
+
+/// A recorder shares nothing with another but the database, as nodes do.
+async fn node(database: &str, doorbell: bool) -> Result<Recorder> {
+    let mut options = RecorderOptions::default();
+    if !doorbell {
+        options.log.doorbell_interval = Duration::ZERO;
+    }
+    Ok(Recorder::connect_with(database, entity::registry(), options).await?)
+}
+
+async fn latency(database: &str, doorbell: bool, pause: Duration, writes: usize) -> Result<()> {
+    let (writer, reader) = (node(database, doorbell).await?, node(database, doorbell).await?);
+    reader.check().await?;
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("ws://{}/graphql", listener.local_addr()?);
+    let server = Server::new(Api::builder(reader.clone()).finish()?, ServerOptions::default());
+    let serving = tokio::spawn(async move { axum::serve(listener, server.router()).await });
+    let mut socket = subscribe(&url).await?;
+    let mut latencies = Vec::new();
+    for number in 0..writes {
+        let title = format!("{doorbell} {number}");
+        let mut row = task(number);
+        row.title = Set(title.clone());
+        entity::task::Entity::insert(row).exec_without_returning(&writer).await?;
+        let committed = Instant::now();
+        while next(&mut socket).await?["payload"]["data"]["taskChanges"]["changes"][0]["node"]["title"] != title {}
+        latencies.push(committed.elapsed().as_secs_f64() * 1e3);
+        tokio::time::sleep(pause).await;
+    }
+    serving.abort();
+    let told = match (doorbell, reader.log().tail_stats().rung) {
+        (true, true) => "doorbell",
+        (true, false) => "doorbell, and looking for other programs' writes",
+        (false, _) => "looking only",
+    };
+    row(&[
+        &format!("{} ms apart", pause.as_millis()),
+        told,
+        &format!("{:.2}", quantile(&mut latencies, 0.5)),
+        &format!("{:.2}", quantile(&mut latencies, 0.99)),
+        &format!("{:.2}", quantile(&mut latencies, 1.0)),
+    ]);
+    writer.close().await;
+    reader.close().await;
+    Ok(())
+}
+
+/// Rounds with and without take turns, so that a noisy machine disturbs both alike.
+async fn throughput(database: &str) -> Result<()> {
+    let mut rates = [Vec::new(), Vec::new()];
+    for round in 0..=ROUNDS {
+        for doorbell in [false, true] {
+            let rate = write(database, doorbell).await?;
+            // The first warms up.
+            if round > 0 {
+                rates[usize::from(doorbell)].push(rate);
+            }
+        }
+    }
+    let ratio = median(rates[1].iter().zip(&rates[0]).map(|(on, off)| on / off).collect());
+    let [off, on] = rates.map(median);
+    row(&["doorbell off, commits/s", "on, commits/s", "ratio"]);
+    row(&["---:", "---:", "---:"]);
+    row(&[&format!("{off:.0}"), &format!("{on:.0}"), &format!("{ratio:.2}")]);
+    println!();
+    Ok(())
+}
+
+async fn write(database: &str, doorbell: bool) -> Result<f64> {
+    let (writer, reader) = (node(database, doorbell).await?, node(database, doorbell).await?);
+    reader.check().await?;
+    writer.unrecorded().execute_unprepared("TRUNCATE task CASCADE; TRUNCATE tidewire_outbox").await?;
+    let mut follower = reader.log().follow_all(reader.log().position().await?).await?;
+    let following = tokio::spawn(async move { while follower.next().await.is_ok() {} });
+    let began = Instant::now();
+    let writers = (0..WRITERS).map(|_| async {
+        let mut commits = 0_u32;
+        while began.elapsed() < ROUND {
+            entity::task::Entity::insert(task(1)).exec_without_returning(&writer).await?;
+            commits += 1;
+        }
+        Ok::<_, anyhow::Error>(commits)
+    });
+    let commits: u32 = try_join_all(writers).await?.into_iter().sum();
+    let rate = f64::from(commits) / began.elapsed().as_secs_f64();
+    following.abort();
+    writer.close().await;
+    reader.close().await;
+    Ok(rate)
+}

@@ -1,0 +1,144 @@
+//! Through a PgBouncer that lends connections for a transaction, to more clients than it has connections.
+
+use std::collections::BTreeSet;
+
+use futures_util::future::join_all;
+use sea_orm::{ActiveModelTrait, ColumnTrait, EntityTrait, QueryFilter, Set, TransactionSession, TransactionTrait};
+use tidewire_outbox::{
+    Actor, Batch, Capture, Cursor, ErrorKind, MutationId, Origin, Recorder, RecorderOptions, Shape, Start, Step,
+};
+use tidewire_testkit::{
+    PgBouncer, PostgresServer, TestDatabase, eventually, soon,
+    zoo::{self, animal, food},
+};
+
+use crate::support::{Zoo, animal as new_animal, run};
+
+struct Pooled {
+    zoo: Zoo,
+    url: String,
+    direct: String,
+    _bouncer: PgBouncer,
+}
+
+/// A zoo that was made directly, and the way to it through a pooler of three connections.
+async fn pooled(capture: Capture) -> Option<Pooled> {
+    let server = PostgresServer::shared().await?;
+    let bouncer = PgBouncer::before(server, 3).await?;
+    let direct = server.create().await;
+    let zoo = Zoo::of(TestDatabase::at(&direct).captured_by(capture)).await;
+    zoo.populate().await;
+    Some(Pooled { zoo, url: bouncer.url(&direct), direct, _bouncer: bouncer })
+}
+
+impl Pooled {
+    async fn recorder(&self, direct: Option<&str>) -> Recorder {
+        let mut options = RecorderOptions::default();
+        options.direct_url = direct.map(str::to_owned);
+        Recorder::connect_with(&self.url, zoo::registry(), options).await.unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_is_recorded_in_its_own_name_by_hooks() {
+    everything_is_recorded_in_its_own_name(Capture::Hooks).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_is_recorded_in_its_own_name_by_triggers() {
+    everything_is_recorded_in_its_own_name(Capture::Triggers).await;
+}
+
+/// Whoever writes what through whichever connection: each change has its own context, and every change is told once.
+async fn everything_is_recorded_in_its_own_name(capture: Capture) {
+    let Some(pooled) = pooled(capture).await else { return };
+    let recorders = [pooled.recorder(None).await, pooled.recorder(None).await];
+    recorders[0].check().await.unwrap();
+    let start = recorders[0].log().position().await.unwrap();
+    let writers = (0..12_usize).map(|writer| {
+        let plain = recorders[writer % 2].clone();
+        async move {
+            let named = plain.clone().acting_as(Actor::user(writer)).from(Origin::new(format!("o{writer}")));
+            for number in 0..15 {
+                let name = |kind: &str| Set(format!("{kind} {writer} {number}"));
+                // One that names nobody, one with a context, and a transaction.
+                food::ActiveModel { name: name("app"), ..Default::default() }.insert(&plain).await.unwrap();
+                let mutation = named.clone().mutation(MutationId::new(format!("m{writer}")));
+                food::ActiveModel { name: name("user"), ..Default::default() }.insert(&mutation).await.unwrap();
+                let transaction = named.begin().await.unwrap();
+                food::ActiveModel { name: name("transaction"), ..Default::default() }
+                    .insert(&transaction)
+                    .await
+                    .unwrap();
+                let nested = transaction.begin().await.unwrap();
+                food::ActiveModel { name: name("never"), ..Default::default() }.insert(&nested).await.unwrap();
+                nested.rollback().await.unwrap();
+                let found = food::Entity::find().filter(food::Column::Name.starts_with("transaction"));
+                assert!(!found.all(&transaction).await.unwrap().is_empty());
+                transaction.commit().await.unwrap();
+            }
+        }
+    });
+    soon(join_all(writers)).await;
+
+    let mut follower = recorders[1].log().follow_all(start).await.unwrap();
+    let mut told = BTreeSet::new();
+    while told.len() < 12 * 15 * 3 {
+        let Step::Transactions { transactions, .. } = soon(follower.next()).await.unwrap() else { panic!() };
+        for change in transactions.iter().flat_map(|transaction| &transaction.changes) {
+            let name = change.after.as_ref().unwrap().cell(1).unwrap().trim_matches('"').to_owned();
+            let [kind, writer, _] = name.split(' ').collect::<Vec<_>>()[..] else { panic!("{name}") };
+            let (actor, origin) = match kind {
+                "app" => ("service:app".to_owned(), None),
+                _ => (format!("user:{writer}"), Some(format!("o{writer}"))),
+            };
+            let mutation = (kind == "user").then(|| format!("m{writer}"));
+            assert_eq!(change.actor.as_deref(), Some(&*actor), "{name}");
+            assert_eq!(change.origin.as_deref(), origin.as_deref(), "{name}");
+            assert_eq!(change.mutation_id.as_deref(), mutation.as_deref(), "{name}");
+            assert!(kind != "never" && told.insert(name), "told again, or never written");
+        }
+    }
+    pooled.zoo.assert_replays().await;
+}
+
+/// Rows of types that only the database knows, snapshots, queries, retention.
+#[tokio::test(flavor = "multi_thread")]
+async fn reading_works_as_it_does_without() {
+    let Some(pooled) = pooled(Capture::Hooks).await else { return };
+    let recorder = pooled.recorder(None).await;
+    new_animal(9, "ola", None).insert(&recorder).await.unwrap();
+    assert_eq!(animal::Entity::find().all(&recorder).await.unwrap().len(), 5);
+    let mut events = recorder.log().follow(Shape::of::<animal::Entity>(), Start::Snapshot).await.unwrap();
+    let Batch::Events { events: rows, .. } = soon(events.next()).await.unwrap() else { panic!() };
+    assert_eq!(rows.len(), 5);
+    recorder.log().stats().await.unwrap();
+    let end = recorder.log().position().await.unwrap();
+    assert!(recorder.log().prune(None, Some(1), 1_000).await.unwrap().changes > 0);
+    assert!(end.covers(&Cursor::start()));
+    recorder.install_capture().await.unwrap();
+    recorder.check().await.unwrap();
+}
+
+/// `LISTEN` cannot go through. That is said, and a direct address mends it.
+#[tokio::test(flavor = "multi_thread")]
+async fn doorbells_go_the_direct_way() {
+    let Some(pooled) = pooled(Capture::Hooks).await else { return };
+    let without = pooled.recorder(None).await;
+    let error = without.log().check_doorbell().await.unwrap_err();
+    assert!(error.kind() == ErrorKind::Setup && error.to_string().contains("`direct_url`"), "{error}");
+    let with = pooled.recorder(Some(&pooled.direct)).await;
+    assert!(with.log().check_doorbell().await.unwrap());
+
+    // Rung through the pooler, heard past it.
+    with.check().await.unwrap();
+    let mut follower = with.log().follow_all(with.log().position().await.unwrap()).await.unwrap();
+    eventually(async || with.log().tail_stats().rung).await;
+    run(&without, "INSERT INTO food (name) VALUES ('rung')").await;
+    loop {
+        let Step::Transactions { transactions, .. } = soon(follower.next()).await.unwrap() else { panic!() };
+        if !transactions.is_empty() {
+            return;
+        }
+    }
+}
