@@ -64,10 +64,20 @@ async fn add_with(server: &Running, name: &str, id: Option<&str>) -> Result<(), 
     }
 }
 
-async fn subscribe(server: &Running, after: Option<&Value>) -> WebSocketClient {
-    let mut socket = WebSocketClient::connect(&server.websocket()).await;
-    socket.subscribe("1", LABELS, json!({ "after": after })).await;
-    socket
+/// Subscribes, again where the database is away at this moment; gives the first event too, before which nothing is told of that is yet to be written.
+async fn subscribe(server: &Running, after: Option<&Value>) -> (WebSocketClient, Value) {
+    soon(async {
+        loop {
+            let mut socket = WebSocketClient::connect(&server.websocket()).await;
+            socket.subscribe("1", LABELS, json!({ "after": after })).await;
+            let mut message = socket.next().await;
+            if message["type"] == "next" {
+                return (socket, message["payload"]["data"]["labelChanges"].take());
+            }
+            assert_eq!(message["payload"][0]["extensions"]["code"], "UNAVAILABLE", "{message}");
+        }
+    })
+    .await
 }
 
 /// Reads on until a label of this name has been told of; gives the names on the way.
@@ -100,7 +110,7 @@ async fn ready(server: &Running, status: u16) {
 async fn goes_and_comes_back(gone: impl AsyncFnOnce(&mut Place), back: impl AsyncFnOnce(&mut Place)) {
     let Some(mut place) = Place::new(&[]).await else { return };
     let node = place.serve().await;
-    let mut socket = subscribe(&node, None).await;
+    let (mut socket, _) = subscribe(&node, None).await;
     add(&node, "before").await.unwrap();
     names_until(&mut socket, "before").await;
 
@@ -157,7 +167,6 @@ async fn a_network_that_turns_everybody_away_is_noticed() {
 
 /// Nothing says that a stalled network is one.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "does not pass yet beside the other captures: how long a silent network is believed is to be looked at"]
 async fn a_network_that_swallows_everything_is_noticed() {
     goes_and_comes_back(async |place| place.proxy.stall(true), async |place| place.proxy.stall(false)).await;
 }
@@ -167,8 +176,7 @@ async fn a_network_that_swallows_everything_is_noticed() {
 async fn a_connection_that_is_cut_at_a_commit_is_settled_by_the_mutation_id() {
     let Some(place) = Place::new(&[]).await else { return };
     let node = place.serve().await;
-    let mut socket = subscribe(&node, None).await;
-    socket.event("labelChanges").await;
+    let (mut socket, _) = subscribe(&node, None).await;
     for (number, (words, side, happened)) in [
         ("INSERT INTO \"label\"", Side::Before, 0),
         ("INSERT INTO \"label\"", Side::After, 0),
@@ -201,8 +209,8 @@ async fn a_connection_that_is_cut_at_a_commit_is_settled_by_the_mutation_id() {
 async fn a_rolling_restart_under_load_loses_nothing() {
     let Some(mut place) = Place::new(&[]).await else { return };
     let mut nodes = vec![place.serve().await, place.serve().await, place.serve().await];
-    let mut socket = subscribe(&nodes[0], None).await;
-    let mut cursor = socket.event("labelChanges").await["cursor"].clone();
+    let (mut socket, first) = subscribe(&nodes[0], None).await;
+    let mut cursor = first["cursor"].clone();
 
     // GIVEN writers that write beside the nodes, and are answered or not
     let writers: Vec<_> = (0..4)
@@ -238,7 +246,9 @@ async fn a_rolling_restart_under_load_loses_nothing() {
         }
         drop(socket);
         eventually(async || nodes[round % 3].get("/readyz").await.0 == 200).await;
-        socket = subscribe(&nodes[round % 3], Some(&cursor)).await;
+        let first;
+        (socket, first) = subscribe(&nodes[round % 3], Some(&cursor)).await;
+        take(&first, &mut seen, &mut cursor);
         let until = Instant::now() + Duration::from_millis(150);
         while Instant::now() < until {
             let Ok(event) = tokio::time::timeout_at(until.into(), socket.event("labelChanges")).await else { break };
