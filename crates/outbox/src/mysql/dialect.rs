@@ -127,14 +127,12 @@ impl Dialect for MysqlDialect {
 
     /// ASCII letters match in either case, and pattern and text end at a zero character, as on SQLite.
     fn like(&self, column: Column<'_>, like: &Like, sql: &mut Sql) {
-        let pattern = like.pattern.split('\0').next().unwrap_or_default();
+        let pattern = escaped(like);
         let folds = pattern.bytes().any(|byte| byte.is_ascii_alphabetic());
         sql.push("SUBSTRING_INDEX(");
         self.folded(column, folds, sql);
         sql.push(", CHAR(0 USING utf8mb4), 1) COLLATE utf8mb4_bin LIKE ");
-        sql.bind(self, Value::String(Some(pattern.to_ascii_lowercase())));
-        // Without this the backslash would escape.
-        sql.push(" ESCAPE ").bind(self, Value::String(Some(like.escape.map(String::from).unwrap_or_default())));
+        sql.bind(self, Value::String(Some(pattern.to_ascii_lowercase()))).push(" ESCAPE '|'");
     }
 
     fn equals_ignoring_case(&self, column: Column<'_>, text: &str, sql: &mut Sql) {
@@ -175,6 +173,25 @@ fn operand(value: &Value) -> Value {
     }
 }
 
+/// The pattern with `|` as the character that escapes. MariaDB takes an empty `ESCAPE` for a backslash in some statements and for none in others.
+fn escaped(like: &Like) -> String {
+    let pattern = like.pattern.split('\0').next().unwrap_or_default();
+    let mut out = String::with_capacity(pattern.len());
+    let mut chars = pattern.chars();
+    while let Some(mut c) = chars.next() {
+        let escapes = Some(c) == like.escape;
+        if escapes {
+            let Some(next) = chars.next() else { break };
+            c = next;
+        }
+        if c == '|' || escapes && matches!(c, '%' | '_') {
+            out.push('|');
+        }
+        out.push(c);
+    }
+    out
+}
+
 impl MysqlDialect {
     /// A text as its bytes, which compare as they are, whatever the column's collation: with the case of letters, and spaces at the end.
     fn bytes(&self, column: Column<'_>, sql: &mut Sql) {
@@ -193,5 +210,19 @@ impl MysqlDialect {
         for letter in letters() {
             sql.push(&format!(", '{letter}', '{}')", letter.to_ascii_lowercase()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_escape_with_a_bar() {
+        let pattern = |pattern: &str, escape| escaped(&Like { pattern: pattern.to_owned(), escape });
+        assert_eq!(pattern(r"a|\%_", None), r"a||\%_");
+        assert_eq!(pattern(r"a\%\\\|\", Some('\\')), r"a|%\||");
+        assert_eq!(pattern("%%a%", Some('%')), "|%a");
+        assert_eq!(pattern("a\0b", None), "a");
     }
 }

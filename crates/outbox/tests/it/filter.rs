@@ -29,7 +29,7 @@ const POOL: usize = 16;
 
 fn sketch() -> impl Strategy<Value = Sketch> {
     let wildcards =
-        vec(select(vec!["%", "_", "a", "A", "ü", "\\", "\"", "0", ""]), 0..4).prop_map(|parts| parts.concat());
+        vec(select(vec!["%", "_", "a", "A", "ü", "\\", "|", "\"", "0", ""]), 0..4).prop_map(|parts| parts.concat());
     let leaf = (0..64_usize, any::<u8>(), [0..POOL, 0..POOL, 0..POOL], wildcards)
         .prop_map(|(column, operator, values, pattern)| Sketch::Leaf { column, operator, values, pattern });
     leaf.prop_recursive(4, 12, 3, |inner| {

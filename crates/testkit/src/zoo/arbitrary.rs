@@ -203,7 +203,7 @@ fn decimal() -> impl Strategy<Value = Decimal> {
 fn text() -> impl Strategy<Value = String> {
     prop_oneof![
         4 => any::<String>(),
-        1 => prop::sample::select(vec!["", " ", "null", "\"", "\\u0000", "it's", "🌊\u{200d}", "\u{0}", "1e3", "{\"a\":1}"]).prop_map(String::from),
+        1 => prop::sample::select(vec!["", " ", "null", "\"", "\\u0000", "it's", "🌊\u{200d}", "\u{0}", "1e3", "a|\\\\%", "{\"a\":1}"]).prop_map(String::from),
     ]
 }
 
