@@ -1,8 +1,9 @@
 //! A reader of JSON that a database made: it finds where values begin and end and decodes nothing.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use memchr::memchr2;
+use serde_json::value::RawValue;
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -153,14 +154,55 @@ pub(crate) fn minified(json: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// A document as `serde_json` writes it, so that the same document has the same text wherever it comes from. One with a number that
-/// `serde_json` would not write back as it is only loses its white space.
+/// A document as `serde_json` writes it, so that the same document has the same text wherever it comes from: keys sorted, the last of the
+/// same ones, no white space. A number that `serde_json` would take for another stays as it is.
 pub(crate) fn canonical(json: &str) -> Cow<'_, str> {
-    let precise = json.split(|c: char| !c.is_ascii_digit() && c != '.').any(|digits| digits.len() > 16);
-    match serde_json::from_str::<serde_json::Value>(json) {
-        Ok(value) if !precise => Cow::Owned(value.to_string()),
-        _ => minified(json),
+    let mut out = String::with_capacity(json.len());
+    match write_canonical(json, 0, &mut out) {
+        Ok(()) => Cow::Owned(out),
+        Err(_) => minified(json),
     }
+}
+
+/// How deep a document may nest for its keys to be sorted.
+const SORTED_DEPTH: usize = 128;
+
+fn write_canonical(json: &str, depth: usize, out: &mut String) -> Result<(), serde_json::Error> {
+    let json = json.trim_ascii();
+    match json.as_bytes().first() {
+        Some(b'{' | b'[') if depth == SORTED_DEPTH => out.push_str(&minified(json)),
+        Some(b'{') => {
+            let members: BTreeMap<String, &RawValue> = serde_json::from_str(json)?;
+            out.push('{');
+            for (index, (key, value)) in members.into_iter().enumerate() {
+                out.push_str(if index == 0 { "" } else { "," });
+                out.push_str(&serde_json::to_string(&key)?);
+                out.push(':');
+                write_canonical(value.get(), depth + 1, out)?;
+            }
+            out.push('}');
+        }
+        Some(b'[') => {
+            let items: Vec<&RawValue> = serde_json::from_str(json)?;
+            out.push('[');
+            for (index, value) in items.into_iter().enumerate() {
+                out.push_str(if index == 0 { "" } else { "," });
+                write_canonical(value.get(), depth + 1, out)?;
+            }
+            out.push(']');
+        }
+        Some(b'"') => out.push_str(&serde_json::to_string(&serde_json::from_str::<String>(json)?)?),
+        _ => {
+            let value: serde_json::Value = serde_json::from_str(json)?;
+            let precise = value.is_f64() && json.bytes().filter(u8::is_ascii_digit).count() > 15;
+            if precise {
+                out.push_str(json);
+            } else {
+                out.push_str(&value.to_string());
+            }
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -177,5 +219,16 @@ mod tests {
         assert_eq!(values, ["1", r#""a]\"\\""#, r#"[null,{"b":[2]}]"#, "-1.5e3"]);
         assert!(Scanner::new("[\"open").value().is_err());
         assert!(Scanner::new("[[1]").value().is_err());
+    }
+    #[test]
+    fn the_same_document_has_the_same_text() {
+        let same = |one: &str, other: &str| assert_eq!(canonical(one), other);
+        same(
+            r#" {"bb" : 6366814364853564627, "a": [1, null , "x\u0041"], "a": 1.50} "#,
+            r#"{"a":1.5,"bb":6366814364853564627}"#,
+        );
+        same(r#"[0.1234567890123456789, {"\u00e4": "\/", "z": {}}]"#, r#"[0.1234567890123456789,{"z":{},"ä":"/"}]"#);
+        let deep = "[".repeat(100_000) + &"]".repeat(100_000);
+        assert_eq!(canonical(&deep), deep);
     }
 }

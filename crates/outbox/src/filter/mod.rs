@@ -7,7 +7,7 @@
 mod expr;
 mod predicate;
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use sea_orm::sea_query::Value;
 
@@ -193,7 +193,7 @@ pub struct Semantics {
 }
 
 /// How text compares and when two texts are equal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) enum Collation {
     /// Byte by byte.
     #[default]
@@ -202,6 +202,8 @@ pub(crate) enum Collation {
     NoCase,
     /// As `Binary`, with spaces at the end left aside (SQLite's `RTRIM`).
     RTrim,
+    /// In the order in which the database's own enumeration lists its values.
+    Listed(Arc<[String]>),
     /// Something that only the database knows.
     Other,
 }

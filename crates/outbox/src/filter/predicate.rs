@@ -1,4 +1,4 @@
-use std::cmp::Ordering;
+use std::{cmp::Ordering, sync::Arc};
 
 use rust_decimal::Decimal;
 use sea_orm::sea_query::{OptionEnum, Value};
@@ -31,13 +31,13 @@ enum Node {
 }
 
 /// A column and how to compare what it holds.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Operand {
     column: usize,
     compare: Compare,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 enum Compare {
     Boolean,
     Integer,
@@ -47,6 +47,8 @@ enum Compare {
     Real32,
     Decimal,
     Text(Collation),
+    /// By its place among an enumeration's values.
+    Place(Arc<[String]>),
     Instant,
     Json,
 }
@@ -93,23 +95,25 @@ impl Compiler<'_> {
             Filter::IsNull(column) => Node::IsNull(*column),
             Filter::Compare(column, comparison, value) => {
                 let operand = self.operand(*column)?;
-                Node::Compare(operand, *comparison, scalar(operand.compare, value))
+                let value = scalar(&operand.compare, value);
+                Node::Compare(operand, *comparison, value)
             }
             Filter::In(column, values) => {
                 let operand = self.operand(*column)?;
-                let scalars: Vec<_> = values.iter().map(|value| scalar(operand.compare, value)).collect();
+                let scalars: Vec<_> = values.iter().map(|value| scalar(&operand.compare, value)).collect();
                 let has_null = scalars.contains(&None);
                 Node::In(operand, scalars.into_iter().flatten().collect(), has_null)
             }
             Filter::Between(column, low, high) => {
                 let operand = self.operand(*column)?;
-                Node::Between(operand, scalar(operand.compare, low), scalar(operand.compare, high))
+                let (low, high) = (scalar(&operand.compare, low), scalar(&operand.compare, high));
+                Node::Between(operand, low, high)
             }
             Filter::Like(column, like) => Node::Like(*column, LikePattern::new(like)),
             Filter::Array(column, operator, values) => {
                 let operand = self.operand(*column)?;
-                let scalars = values.iter().filter_map(|value| scalar(operand.compare, value));
-                Node::Array(operand, *operator, scalars.collect())
+                let scalars = values.iter().filter_map(|value| scalar(&operand.compare, value)).collect();
+                Node::Array(operand, *operator, scalars)
             }
             Filter::EqualsIgnoringCase(column, text) => {
                 Node::EqualsIgnoringCase(*column, text.to_ascii_lowercase().into_boxed_str())
@@ -131,7 +135,7 @@ impl Compiler<'_> {
             Kind::Json => Compare::Json,
             Kind::Text | Kind::Enum(_) => {
                 let collations = self.semantics.collations.get(self.entity.id.index());
-                match collations.and_then(|columns| columns.get(column)).copied().unwrap_or_default() {
+                match collations.and_then(|columns| columns.get(column)).cloned().unwrap_or_default() {
                     Collation::Other => {
                         return Err(Error::new(
                             ErrorKind::Filter,
@@ -141,6 +145,7 @@ impl Compiler<'_> {
                             ),
                         ));
                     }
+                    Collation::Listed(values) => Compare::Place(values),
                     collation => Compare::Text(collation),
                 }
             }
@@ -222,14 +227,14 @@ fn fold(parts: &[Node], image: &Image, decisive: bool) -> Option<bool> {
 
 impl Operand {
     /// How the row's value stands to the scalar; `None` where the row's value is NULL, or not of the column's type.
-    fn cmp(self, image: &Image, scalar: &Scalar) -> Option<Ordering> {
+    fn cmp(&self, image: &Image, scalar: &Scalar) -> Option<Ordering> {
         self.compare.cmp(image.cell(self.column)?, scalar)
     }
 }
 
 impl Compare {
     /// How a canonical cell stands to the scalar; `None` where it is not of that type.
-    fn cmp(self, cell: &str, scalar: &Scalar) -> Option<Ordering> {
+    fn cmp(&self, cell: &str, scalar: &Scalar) -> Option<Ordering> {
         match (self, scalar) {
             (Compare::Boolean, Scalar::Integer(right)) => Some(i128::from(cell == "true").cmp(right)),
             (Compare::Integer, Scalar::Integer(right)) => Some(cell::text(cell).parse::<i128>().ok()?.cmp(right)),
@@ -244,23 +249,32 @@ impl Compare {
             }
             (Compare::Json, Scalar::Text(right)) => Some(minified(cell).as_ref().cmp(right)),
             (Compare::Text(collation), Scalar::Text(right)) => Some(compare_text(collation, &cell::text(cell), right)),
+            // A value that the enumeration has got since stands at its end, where most are added.
+            (Compare::Place(values), Scalar::Integer(right)) => {
+                let place = place(values, &cell::text(cell)).unwrap_or(values.len() as i128);
+                Some(place.cmp(right))
+            }
             _ => None,
         }
     }
 }
 
-fn compare_text(collation: Collation, left: &str, right: &str) -> Ordering {
+fn place(values: &[String], value: &str) -> Option<i128> {
+    values.iter().position(|known| known == value).map(|place| place as i128)
+}
+
+fn compare_text(collation: &Collation, left: &str, right: &str) -> Ordering {
     match collation {
         Collation::NoCase => {
             left.bytes().map(|byte| byte.to_ascii_lowercase()).cmp(right.bytes().map(|byte| byte.to_ascii_lowercase()))
         }
         Collation::RTrim => left.trim_end_matches(' ').cmp(right.trim_end_matches(' ')),
-        Collation::Binary | Collation::Other => left.cmp(right),
+        Collation::Binary | Collation::Listed(_) | Collation::Other => left.cmp(right),
     }
 }
 
 /// A value in the form that the comparison takes; `None` for NULL.
-fn scalar(compare: Compare, value: &Value) -> Option<Scalar> {
+fn scalar(compare: &Compare, value: &Value) -> Option<Scalar> {
     if matches!(compare, Compare::Real | Compare::Real32) {
         return Some(Scalar::Real(match value {
             Value::Float(v) => f64::from((*v)?),
@@ -274,6 +288,7 @@ fn scalar(compare: Compare, value: &Value) -> Option<Scalar> {
     Some(match compare {
         Compare::Boolean => Scalar::Integer(i128::from(text == "true" || text == "1")),
         Compare::Integer => Scalar::Integer(text.parse().ok()?),
+        Compare::Place(values) => Scalar::Integer(place(values, &text)?),
         Compare::Decimal => Scalar::Decimal(text.parse().ok()?),
         Compare::Instant => {
             let (seconds, nanos) = cell::instant(&text)?;

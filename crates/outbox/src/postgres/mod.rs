@@ -7,6 +7,7 @@ mod hooks;
 mod log;
 mod packed;
 pub(crate) mod schema;
+mod semantics;
 mod session;
 mod statement;
 mod triggers;
@@ -14,7 +15,7 @@ mod wal;
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
 use async_trait::async_trait;
@@ -22,7 +23,7 @@ use chrono::{DateTime, Utc};
 use futures_util::{StreamExt, TryStreamExt};
 use sea_orm::{DatabaseConnection, DbErr, QueryResult, Statement, TransactionOptions};
 use sqlx::postgres::PgPool;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, OnceCell, watch};
 
 use self::{
     connections::Connections,
@@ -55,7 +56,7 @@ pub(crate) struct Postgres {
     captured: Mutex<Option<Capture>>,
     hooks: Hooks,
     scripts: Arc<Scripts>,
-    semantics: OnceLock<Arc<Semantics>>,
+    semantics: OnceCell<Arc<Semantics>>,
     /// Capture by the database's own log.
     log: wal::Shared,
 }
@@ -89,7 +90,7 @@ impl Postgres {
             epoch: RwLock::default(),
             wanted: options.capture,
             captured: Mutex::default(),
-            semantics: OnceLock::new(),
+            semantics: OnceCell::new(),
             log: wal::Shared::new(options),
         }
     }
@@ -253,9 +254,13 @@ impl Database for Postgres {
     }
 
     async fn semantics(&self) -> Result<Arc<Semantics>> {
-        Ok(Arc::clone(
-            self.semantics.get_or_init(|| Arc::new(Semantics { exact_decimals: true, ..Semantics::default() })),
-        ))
+        let found = self.semantics.get_or_try_init(async || {
+            let mut conn = self.connections.lend().await?;
+            let found = semantics::semantics(&mut conn, &self.catalog).await?;
+            conn.done().await.map_err(database_error)?;
+            Ok::<_, Error>(Arc::new(found))
+        });
+        Ok(Arc::clone(found.await?))
     }
 
     async fn execute(&self, statement: Statement, text: Text, context: &Context) -> Result<Executed, DbErr> {

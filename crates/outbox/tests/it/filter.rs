@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 
 use proptest::{collection::vec, prelude::*, sample::select, test_runner::TestRunner};
-use sea_orm::{ActiveModelTrait, ConnectionTrait, EntityTrait, IntoActiveModel, sea_query::Value};
+use sea_orm::{
+    ActiveModelBehavior, ActiveModelTrait, ConnectionTrait, DbBackend, EntityTrait, IntoActiveModel, Iterable,
+    PrimaryKeyToColumn, sea_query::Value,
+};
 use tidewire_outbox::{
     EntityMeta, Filter, Image, Item, Kind, Recorder, Select, cell,
     filter::{Comparison, Like},
@@ -11,7 +14,7 @@ use tidewire_outbox::{
 };
 use tidewire_testkit::{
     TestDatabase,
-    zoo::{arbitrary, everything},
+    zoo::{self, arbitrary, everything, keeper, specimen},
 };
 
 use crate::support::{Zoo, run};
@@ -102,10 +105,10 @@ fn a_filter_means_the_same_in_sql_and_in_memory() {
         run(db, "DROP TABLE everything").await;
         run(db, &table).await;
     }));
-    agree(
+    agree::<everything::Entity>(
         &runtime,
-        &zoo,
-        |row| row,
+        &zoo.recorder,
+        arbitrary::everything(),
         Some(
             "UPDATE everything SET maybe_timestamp = datetime(maybe_timestamp), maybe_timestamp_tz = NULL WHERE id % 3 = 0",
         ),
@@ -122,37 +125,85 @@ fn a_filter_means_the_same_in_sql_and_in_memory_on_mariadb() {
         zoo.recorder.unrecorded(),
         "ALTER TABLE everything MODIFY maybe_text varchar(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci",
     ));
-    agree(&runtime, &zoo, arbitrary::for_mariadb, None);
+    let rows = arbitrary::everything().prop_map(arbitrary::for_mariadb);
+    agree::<everything::Entity>(&runtime, &zoo.recorder, rows, None);
 }
 
-fn agree(
+/// On columns that sort by the rules of a language, and enumerations, which sort as they were defined, too.
+#[test]
+fn a_filter_means_the_same_in_sql_and_in_memory_on_postgres() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let Some(database) = runtime.block_on(TestDatabase::postgres()) else { return };
+    let registry = zoo::registry().entity::<specimen::Entity>();
+    let recorder = runtime.block_on(database.recorder(registry, async |db| {
+        zoo::create(db).await;
+        db.execute(&sea_orm::Schema::new(DbBackend::Postgres).create_table_from_entity(specimen::Entity))
+            .await
+            .unwrap();
+        run(db, "ALTER TABLE specimen ALTER maybe_text TYPE varchar(255) COLLATE \"und-x-icu\"").await;
+    }));
+    agree::<specimen::Entity>(&runtime, &recorder, arbitrary::specimen(), None);
+}
+
+/// Rather than tell of changes that a query with the same filter would not find.
+#[tokio::test]
+async fn a_collation_that_only_postgres_knows_is_no_filter_of_changes() {
+    let Some(database) = TestDatabase::postgres().await else { return };
+    let recorder = database
+        .recorder(zoo::registry(), async |db| {
+            zoo::create(db).await;
+            run(
+                db,
+                "CREATE COLLATION nocase (provider = icu, locale = 'und-u-ks-level2', deterministic = false);
+                 ALTER TABLE keeper ALTER name TYPE varchar(255) COLLATE nocase",
+            )
+            .await;
+        })
+        .await;
+    let meta = recorder.catalog().of::<keeper::Entity>().unwrap();
+    let filter = |column: &str| {
+        let column = meta.columns.iter().position(|meta| meta.name == column).unwrap();
+        Filter::Compare(column, Comparison::Equal, Value::from("ada"))
+    };
+    let refused = recorder.log().predicate(meta, &filter("name")).await.unwrap_err();
+    assert!(refused.to_string().contains("keeper.name has a collation that only the database knows"), "{refused}");
+    recorder.log().predicate(meta, &filter("email")).await.unwrap();
+}
+
+/// Rows get keys of the database's.
+fn agree<E>(
     runtime: &tokio::runtime::Runtime,
-    zoo: &Zoo,
-    fit: fn(everything::Model) -> everything::Model,
+    recorder: &Recorder,
+    rows: impl Strategy<Value = E::Model>,
     then: Option<&str>,
-) {
-    let meta = zoo.recorder.catalog().of::<everything::Entity>().unwrap().clone();
+) where
+    E: EntityTrait<Model: IntoActiveModel<E::ActiveModel>>,
+    E::ActiveModel: ActiveModelBehavior + Send,
+{
+    let meta = recorder.catalog().of::<E>().unwrap().clone();
     let mut runner = TestRunner::new(ProptestConfig { cases: 60, failure_persistence: None, ..Default::default() });
-    let cases = (vec(arbitrary::everything(), POOL), vec(sketch(), 40));
+    let cases = (vec(rows, POOL), vec(sketch(), 40));
     let result = runner.run(&cases, |(rows, sketches)| {
         runtime.block_on(async {
-            everything::Entity::delete_many().exec(&zoo.recorder).await.unwrap();
+            E::delete_many().exec(recorder).await.unwrap();
             for row in rows {
-                let mut row = fit(row).into_active_model().reset_all();
-                row.id = sea_orm::ActiveValue::NotSet;
-                row.insert(&zoo.recorder).await.unwrap();
+                let mut row = row.into_active_model().reset_all();
+                for key in E::PrimaryKey::iter() {
+                    row.not_set(key.into_column());
+                }
+                row.insert(recorder).await.unwrap();
             }
             if let Some(then) = then {
-                run(&zoo.recorder, then).await;
+                run(recorder, then).await;
             }
-            let images = images(&zoo.recorder, &meta).await;
+            let images = images(recorder, &meta).await;
             for sketch in &sketches {
                 let filter = sketch.filter(&meta, &images);
-                let predicate = zoo.recorder.log().predicate(&meta, &filter).await.unwrap();
+                let predicate = recorder.log().predicate(&meta, &filter).await.unwrap();
 
                 // WHEN the database and the predicate are asked for the rows that pass
                 let select = Select { items: vec![Item::Cell(0)], filter: filter.clone(), ..Select::new(meta.id) };
-                let found = zoo.recorder.fetch(&[select]).await.unwrap();
+                let found = recorder.fetch(&[select]).await.unwrap();
                 let found = keys(&found[0]);
                 let matched: BTreeSet<i64> = images
                     .iter()
