@@ -4,6 +4,7 @@
 #[rustfmt::skip]
 #[allow(missing_docs, reason = "the files are as the generator wrote them")]
 pub mod entities;
+pub mod mysql;
 pub mod postgres;
 
 use tidewire_outbox::Registry;

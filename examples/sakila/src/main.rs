@@ -25,7 +25,11 @@ enum Command {
 async fn main() -> Result<()> {
     tracing_subscriber::fmt().init();
     let Command::Serve { database, listen } = Command::parse();
-    let registry = if database.starts_with("postgres") { sakila::postgres::registry() } else { sakila::registry() };
+    let registry = match database.split(':').next() {
+        Some("postgres" | "postgresql") => sakila::postgres::registry(),
+        Some("mysql" | "mariadb") => sakila::mysql::registry(),
+        _ => sakila::registry(),
+    };
     let recorder = Recorder::connect(&database, registry).await?;
     tidewire_outbox::install(recorder.unrecorded()).await?;
     recorder.install_capture().await?;

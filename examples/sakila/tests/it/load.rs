@@ -28,6 +28,23 @@ pub(crate) async fn postgres(db: &DatabaseConnection, file: &Path) {
     transaction.commit().await.unwrap();
 }
 
+/// Runs the scripts of MySQL's schema and rows, which lie beside the SQLite file.
+pub(crate) async fn mysql(db: &DatabaseConnection, file: &Path) {
+    // What the scripts set is the connection's.
+    let one = db.begin().await.unwrap();
+    for name in ["mysql-sakila-schema.sql", "mysql-sakila-data.sql"] {
+        let script = std::fs::read_to_string(file.with_file_name(name)).unwrap();
+        // The database is there and has another name, and delimiters are the client's own business: the server knows where a body ends.
+        let others = |line: &&str| {
+            !["DROP SCHEMA", "CREATE SCHEMA", "USE ", "DELIMITER "].iter().any(|word| line.starts_with(word))
+        };
+        let text = script.lines().filter(others).collect::<Vec<_>>().join("\n");
+        let text = ["END;;", "END //", "END $$"].iter().fold(text, |text, end| text.replace(end, "END;"));
+        one.execute_unprepared(&text.replace("sakila.", "")).await.unwrap();
+    }
+    one.commit().await.unwrap();
+}
+
 /// The tables, those that a film refers to before it.
 async fn tables(db: &impl ConnectionTrait) -> Vec<String> {
     let mut tables = texts(

@@ -34,6 +34,13 @@ impl Sakila {
         Some(Self::with(database, sakila::postgres::registry(), async |db| load::postgres(db, &file).await).await)
     }
 
+    /// The same rows in MySQL's own schema, with its triggers, on MariaDB.
+    async fn mariadb() -> Option<Self> {
+        let file = tidewire_testkit::sakila()?;
+        let database = TestDatabase::mariadb().await?;
+        Some(Self::with(database, sakila::mysql::registry(), async |db| load::mysql(db, &file).await).await)
+    }
+
     async fn with(database: TestDatabase, registry: Registry, create: impl AsyncFnOnce(&DatabaseConnection)) -> Self {
         let recorder = database.recorder(registry, create).await;
         let api = Api::builder(recorder.clone()).finish().unwrap();
@@ -67,13 +74,23 @@ fn key(node: &Value, entity: &EntityMeta) -> Vec<String> {
     entity.key_columns().map(|column| text(&node[column.name.to_lower_camel_case()])).collect()
 }
 
-fn sql_key(alias: &str, entity: &EntityMeta) -> Vec<String> {
-    entity.key_columns().map(|column| format!("CAST({alias}.{} AS TEXT)", column.name)).collect()
+/// What the test's own SQL says differently from one database to another.
+struct Words {
+    array: &'static str,
+    text: &'static str,
+}
+
+const SQLITE: Words = Words { array: "json_array", text: "TEXT" };
+const POSTGRES: Words = Words { array: "json_build_array", text: "TEXT" };
+const MARIADB: Words = Words { array: "JSON_ARRAY", text: "CHAR" };
+
+fn sql_key(words: &Words, alias: &str, entity: &EntityMeta) -> Vec<String> {
+    entity.key_columns().map(|column| format!("CAST({alias}.{} AS {})", column.name, words.text)).collect()
 }
 
 /// The pairs of rows that a relation leads between, by SQL of our own.
 fn joined(
-    array: &str,
+    words: &Words,
     entity: &EntityMeta,
     relation: &RelationMeta,
     target: &EntityMeta,
@@ -84,7 +101,7 @@ fn joined(
         let equal = pairs.map(|(&l, &r)| format!("{a}.{} = {b}.{}", left.columns[l].name, right.columns[r].name));
         equal.collect::<Vec<_>>().join(" AND ")
     };
-    let pair = [sql_key("a", entity), sql_key("b", target)].concat().join(", ");
+    let pair = [sql_key(words, "a", entity), sql_key(words, "b", target)].concat().join(", ");
     let from = match (&relation.junction, junction) {
         (Some(way), Some(middle)) => format!(
             "JOIN {} j ON {} JOIN {} b ON {}",
@@ -95,13 +112,13 @@ fn joined(
         ),
         _ => format!("JOIN {} b ON {}", target.name, on("a", entity, &relation.from, "b", target, &relation.to)),
     };
-    format!("SELECT CAST({array}({pair}) AS TEXT) FROM {} a {from}", entity.name)
+    format!("SELECT CAST({}({pair}) AS {}) FROM {} a {from}", words.array, words.text, entity.name)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn queries_run_over_all_entities_and_all_their_relations() {
     let Some(sakila) = Sakila::open().await else { return };
-    let (rows, relations) = query_everything(&sakila, "json_array").await;
+    let (rows, relations) = query_everything(&sakila, &SQLITE).await;
     assert_eq!(rows, 46_273, "the rows of all sixteen tables");
     // Each of the 22 foreign keys leads there and back; the rest are ways through junctions.
     assert!(relations > 40, "{relations}");
@@ -110,13 +127,21 @@ async fn queries_run_over_all_entities_and_all_their_relations() {
 #[tokio::test(flavor = "multi_thread")]
 async fn queries_run_over_all_entities_on_postgres() {
     let Some(sakila) = Sakila::postgres().await else { return };
-    let (rows, relations) = query_everything(&sakila, "json_build_array").await;
+    let (rows, relations) = query_everything(&sakila, &POSTGRES).await;
     assert_eq!(rows, 46_273 - 5, "the rows but for five payments that the schema does not allow");
     assert!(relations > 40, "{relations}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn queries_run_over_all_entities_on_mariadb() {
+    let Some(sakila) = Sakila::mariadb().await else { return };
+    let (rows, relations) = query_everything(&sakila, &MARIADB).await;
+    assert_eq!(rows, 47_273, "the rows of all sixteen tables, with those of `film_text` that a trigger makes");
+    assert!(relations > 40, "{relations}");
+}
+
 /// Answers how many rows and relations there are.
-async fn query_everything(sakila: &Sakila, array: &str) -> (usize, usize) {
+async fn query_everything(sakila: &Sakila, words: &Words) -> (usize, usize) {
     let catalog = sakila.recorder.catalog();
     let (mut rows, mut relations) = (0, 0);
     for entity in catalog.entities() {
@@ -125,7 +150,7 @@ async fn query_everything(sakila: &Sakila, array: &str) -> (usize, usize) {
         let columns: String = entity.columns.iter().map(|column| column.name.to_lower_camel_case() + " ").collect();
         let all = sakila.data(&format!("{{ {field} {{ nodes {{ {columns} }} }} }}"), json!({})).await;
         let nodes = all[&field]["nodes"].as_array().unwrap();
-        let stored = sakila.rows(&format!("SELECT CAST(count(*) AS TEXT) FROM {}", entity.name)).await;
+        let stored = sakila.rows(&format!("SELECT CAST(count(*) AS {}) FROM {}", words.text, entity.name)).await;
         assert_eq!(json!(nodes.len()), stored[0], "{}", entity.name);
         rows += nodes.len();
 
@@ -147,7 +172,7 @@ async fn query_everything(sakila: &Sakila, array: &str) -> (usize, usize) {
                 };
                 pairs.extend(related.into_iter().map(|other| json!([key(node, entity), key(other, target)].concat())));
             }
-            let mut expected = sakila.rows(&joined(array, entity, relation, target, junction)).await;
+            let mut expected = sakila.rows(&joined(words, entity, relation, target, junction)).await;
             let in_order = |a: &Value, b: &Value| a.to_string().cmp(&b.to_string());
             pairs.sort_by(in_order);
             expected.sort_by(in_order);
@@ -156,6 +181,38 @@ async fn query_everything(sakila: &Sakila, array: &str) -> (usize, usize) {
         }
     }
     (rows, relations)
+}
+
+/// How many rows a snapshot has, each as SeaORM itself reads it.
+async fn read_alike<E: EntityTrait>(sakila: &Sakila, _: E) -> usize
+where
+    E::Model: Sync,
+{
+    let meta = sakila.recorder.catalog().of::<E>().unwrap();
+    let mut ours = Vec::new();
+    let mut snapshot = sakila.recorder.log().snapshot(meta, Filter::all(), 1_000).await.unwrap();
+    while let Some(rows) = snapshot.next().await.unwrap() {
+        ours.extend(rows.iter().map(|row| row.cells().map(|cell| cell.map(str::to_owned)).collect::<Vec<_>>()));
+    }
+    let mut theirs: Vec<_> = E::find().all(&sakila.plain).await.unwrap().iter().map(cells_of).collect();
+    ours.sort();
+    theirs.sort();
+    assert!(ours == theirs, "{}", meta.name);
+    ours.len()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_row_of_mariadb_reads_as_seaorm_reads_it() {
+    use sakila::mysql::entities::prelude::*;
+    let Some(sakila) = Sakila::mariadb().await else { return };
+    let mut rows = 0;
+    macro_rules! each {
+        ($($entity:ident)*) => { $(rows += read_alike(&sakila, $entity).await;)* };
+    }
+    each! {
+        Actor Address Category City Country Customer Film FilmActor FilmCategory FilmText Inventory Language Payment Rental Staff Store
+    }
+    assert_eq!(rows, 47_273);
 }
 
 /// A write of a document, and what the log says of it.
@@ -296,4 +353,51 @@ async fn arrays_and_enumerations_are_served_and_recorded() {
         }
         assert_eq!(passing, expected, "{operators}");
     }
+}
+
+/// What the application's triggers write is recorded in its place: into another synced table, and into the row itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_triggers_write_is_recorded_on_mariadb() {
+    use sakila::mysql::entities::{customer, film, film_text};
+    let Some(sakila) = Sakila::mariadb().await else { return };
+    let db = &sakila.plain;
+    let cells = |image: &Option<tidewire_outbox::Image>| -> Vec<_> {
+        image.as_ref().unwrap().cells().map(|cell| cell.map(str::to_owned)).collect()
+    };
+
+    // GIVEN a film, and what stands in `film_text` of it
+    let film = async || film::Entity::find_by_id(1).one(db).await.unwrap().unwrap();
+    let text = async || film_text::Entity::find_by_id(1_i16).one(db).await.unwrap().unwrap();
+    let before = (film().await, text().await);
+
+    // WHEN it is given another title and another rating
+    let document = r#"mutation { filmUpdate(data: { title: "ACADEMY DINOSAUR II", rating: NC17 }, filter: { filmId: { eq: 1 } })
+        { title rating } }"#;
+    let (data, transactions) = written(&sakila, document).await;
+
+    // THEN the film's change is told, and after it that of the other table, in one transaction
+    assert_eq!(data["filmUpdate"], json!([{ "title": "ACADEMY DINOSAUR II", "rating": "NC17" }]));
+    let after = (film().await, text().await);
+    assert_eq!(
+        (after.1.title.as_str(), after.0.rating),
+        ("ACADEMY DINOSAUR II", Some(sakila::mysql::entities::sea_orm_active_enums::Rating::Nc17))
+    );
+    assert_eq!(transactions.len(), 1);
+    let [of_film, of_text] = &*transactions[0].changes else { panic!("{:?}", transactions[0].changes) };
+    assert_eq!((cells(&of_film.before), cells(&of_film.after)), (cells_of(&before.0), cells_of(&film().await)));
+    assert_eq!((cells(&of_text.before), cells(&of_text.after)), (cells_of(&before.1), cells_of(&after.1)));
+
+    // A column that a trigger fills before the row is written.
+    let document = r#"mutation { customerCreateOne(data: { storeId: 1, firstName: "Ada", lastName: "L", addressId: 5, active: 1,
+        createDate: "1999-01-01 00:00:00" }) { customerId createDate } }"#;
+    let (data, transactions) = written(&sakila, document).await;
+    let id = i32::try_from(data["customerCreateOne"]["customerId"].as_i64().unwrap()).unwrap();
+    let stored = customer::Entity::find_by_id(id).one(db).await.unwrap().unwrap();
+    assert_eq!(cells(&transactions[0].changes[0].after), cells_of(&stored));
+    assert!(!data["customerCreateOne"]["createDate"].as_str().unwrap().starts_with("1999"), "{data}");
+
+    // An enumeration is compared as its own texts.
+    let rated = "{ film(filters: { rating: { is_in: [PG13, NC17] } }) { aggregate { count } } }";
+    let counted = sakila.rows("SELECT CAST(count(*) AS CHAR) FROM film WHERE rating IN ('PG-13', 'NC-17')").await;
+    assert_eq!(sakila.data(rated, json!({})).await["film"]["aggregate"]["count"], counted[0]);
 }
