@@ -96,7 +96,7 @@ async fn check_installed(conn: &mut MySqlConnection) -> Result<()> {
 }
 
 fn check_tables(layout: &Layout, catalog: &Catalog) -> Result<()> {
-    let mut missing = Vec::new();
+    let (mut missing, mut unreadable) = (Vec::new(), Vec::new());
     for entity in catalog.entities() {
         if let Some(schema) = &entity.schema {
             return Err(Error::new(
@@ -115,10 +115,15 @@ fn check_tables(layout: &Layout, catalog: &Catalog) -> Result<()> {
             missing.push(format!("the table {}", entity.name));
             continue;
         }
-        let lacks = |name: &str| layout.column_type(entity.name, name).is_none();
-        missing.extend(
-            entity.columns.iter().filter(|c| lacks(c.name)).map(|c| format!("the column {}.{}", entity.name, c.name)),
-        );
+        for column in &entity.columns {
+            match layout.column_type(entity.name, column.name) {
+                None => missing.push(format!("the column {}.{}", entity.name, column.name)),
+                Some(held) if !is_readable(held, &column.kind) => {
+                    unreadable.push(format!("{}.{} (`{held}` as {})", entity.name, column.name, column.kind.name()));
+                }
+                Some(_) => {}
+            }
+        }
     }
     if !missing.is_empty() {
         return Err(Error::new(
@@ -129,7 +134,38 @@ fn check_tables(layout: &Layout, catalog: &Catalog) -> Result<()> {
             ),
         ));
     }
+    if !unreadable.is_empty() {
+        return Err(Error::new(
+            ErrorKind::Setup,
+            format!(
+                "columns hold what cannot be read as their entities have it: {}. Give them another type in the entity, or leave them out of it",
+                unreadable.join(", ")
+            ),
+        ));
+    }
     Ok(())
+}
+
+/// Whether a column of a type of the database's reads as a kind of value without loss.
+///
+/// What the database makes of others is not what they hold: the text of a `year` is NULL to `JSON_QUOTE`, a `bit(5)` has half a byte in hexadecimal,
+/// and a `varchar` is a number with all that is no digit left out.
+fn is_readable(held: &str, kind: &Kind) -> bool {
+    let whole = || matches!(held, "tinyint" | "smallint" | "mediumint" | "int" | "bigint" | "bit" | "year");
+    let text = || held.ends_with("text") || matches!(held, "char" | "varchar" | "json" | "enum" | "set");
+    match kind {
+        Kind::Boolean | Kind::Integer { .. } => whole(),
+        Kind::Float | Kind::Double => whole() || matches!(held, "float" | "double" | "decimal"),
+        Kind::Decimal => whole() || held == "decimal",
+        Kind::Text => text() || matches!(held, "uuid" | "inet4" | "inet6"),
+        Kind::Enum(_) | Kind::Json => text(),
+        Kind::Bytes => held.ends_with("blob") || matches!(held, "binary" | "varbinary"),
+        Kind::Uuid => matches!(held, "binary" | "varbinary"),
+        Kind::Date => held == "date",
+        Kind::Time => held == "time",
+        Kind::DateTime | Kind::Timestamp | Kind::TimestampTz => matches!(held, "datetime" | "timestamp"),
+        Kind::Array(_) => false,
+    }
 }
 
 /// The epoch of the log.

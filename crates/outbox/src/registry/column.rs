@@ -54,6 +54,26 @@ impl Kind {
         matches!(self, Self::Integer { .. } | Self::Float | Self::Double | Self::Decimal)
     }
 
+    /// What people call it.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Boolean => "a boolean",
+            Self::Integer { .. } => "an integer",
+            Self::Float | Self::Double => "a float",
+            Self::Decimal => "a decimal",
+            Self::Text => "a text",
+            Self::Bytes => "bytes",
+            Self::Json => "a JSON document",
+            Self::Uuid => "a UUID",
+            Self::Date => "a date",
+            Self::Time => "a time",
+            Self::DateTime => "a date and time",
+            Self::Timestamp | Self::TimestampTz => "an instant",
+            Self::Enum(_) => "an enumeration",
+            Self::Array(_) => "an array",
+        }
+    }
+
     /// Whether values have an order that people expect (so `min`, `max`, `<` and `BETWEEN` mean something).
     pub fn is_ordered(&self) -> bool {
         !matches!(self, Self::Json | Self::Bytes | Self::Array(_))
