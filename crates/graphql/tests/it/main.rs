@@ -8,3 +8,4 @@ mod plans;
 mod queries;
 mod subscriptions;
 mod support;
+mod wide;

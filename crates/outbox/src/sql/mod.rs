@@ -67,6 +67,20 @@ impl Sql {
         self.push(")");
     }
 
+    /// Writes the items as one JSON array.
+    pub(crate) fn array<T>(&mut self, dialect: &dyn Dialect, items: &[T], mut write: impl FnMut(&mut Self, &T)) {
+        let [open, between, close] = dialect.array();
+        let mut short = |sql: &mut Self, items: &[T]| {
+            sql.push(open).separated(between, items, &mut write).push(close);
+        };
+        match dialect.long_array() {
+            Some((most, [open, between, close])) if items.len() > most => {
+                self.push(open).separated(between, items.chunks(most), short).push(close);
+            }
+            _ => short(self, items),
+        }
+    }
+
     /// Writes the items with a separator between them.
     pub(crate) fn separated<T>(
         &mut self,
@@ -103,6 +117,12 @@ pub(crate) trait Dialect: Send + Sync + 'static {
 
     /// What stands before, between and after JSON values to make an array of them.
     fn array(&self) -> [&'static str; 3];
+
+    /// For databases whose functions take so many arguments only: how many values an array is made of at once, and what stands before, between
+    /// and after several such arrays to make one of them.
+    fn long_array(&self) -> Option<(usize, [&'static str; 3])> {
+        None
+    }
 
     /// What stands before and after each row to make an array of them.
     fn array_of_rows(&self) -> (&'static str, &'static str);

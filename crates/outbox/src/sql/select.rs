@@ -177,9 +177,11 @@ impl Writer<'_> {
         });
         sql.push(between);
         self.part(!select.aggregates.is_empty(), sql, |sql| {
-            sql.push("(SELECT ").push(open);
-            sql.separated(between, &select.aggregates, |sql, aggregate| self.aggregate(select, *aggregate, depth, sql));
-            sql.push(close).push(" FROM ");
+            sql.push("(SELECT ");
+            sql.array(self.dialect, &select.aggregates, |sql, aggregate| {
+                self.aggregate(select, *aggregate, depth, sql)
+            });
+            sql.push(" FROM ");
             self.source_of_all(select, link, depth, sql);
             sql.push(")");
         });
@@ -227,15 +229,9 @@ impl Writer<'_> {
     /// One row as a JSON array of its items.
     fn row(&self, select: &Select, depth: usize, sql: &mut Sql) {
         let entity = self.catalog.entity(select.entity);
-        let [open, between, close] = self.dialect.array();
-        sql.push(open);
-        sql.separated(between, &select.items, |sql, item| match item {
+        sql.array(self.dialect, &select.items, |sql, item| match item {
             Item::Cell(column) => self.cell(entity, *column, depth, sql),
-            Item::Key => {
-                sql.push(open);
-                sql.separated(between, &entity.key, |sql, &column| self.cell(entity, column, depth, sql));
-                sql.push(close);
-            }
+            Item::Key => sql.array(self.dialect, &entity.key, |sql, &column| self.cell(entity, column, depth, sql)),
             Item::One(relation, inner) => {
                 let link = Link { relation: &entity.relations[*relation], from: entity, depth };
                 let (before, after) = self.dialect.maybe();
@@ -250,7 +246,6 @@ impl Writer<'_> {
                 self.many(inner, Some(link), depth + 1, sql);
             }
         });
-        sql.push(close);
     }
 
     fn cell(&self, entity: &EntityMeta, column: usize, depth: usize, sql: &mut Sql) {

@@ -91,16 +91,32 @@ pub(super) fn key(entity: &EntityMeta, row: &str) -> String {
     key
 }
 
+/// How many columns go into one call: functions take 127 arguments where SQLite is older than 3.48.
+const AT_ONCE: usize = 50;
+
 /// A row as a JSON object of column names and packed values.
 pub(super) fn image(entity: &EntityMeta, row: &str) -> String {
+    let columns: Vec<usize> = (0..entity.columns.len()).collect();
+    let mut parts: Vec<String> = columns.chunks(AT_ONCE).map(|part| object(entity, part, row)).collect();
+    if parts.len() == 1 {
+        return parts.remove(0);
+    }
+    format!(
+        "(SELECT '{{' || group_concat(substr(column1, 2, length(column1) - 2), ',') || '}}' FROM (VALUES ({})))",
+        parts.join("), (")
+    )
+}
+
+/// Some of a row's columns as a JSON object.
+fn object(entity: &EntityMeta, columns: &[usize], row: &str) -> String {
     let mut out = String::from("json_object(");
-    for (index, column) in entity.columns.iter().enumerate() {
-        if index > 0 {
+    for (place, &column) in columns.iter().enumerate() {
+        if place > 0 {
             out.push_str(", ");
         }
-        out.push_str(&text(column.name));
+        out.push_str(&text(entity.columns[column].name));
         out.push_str(", ");
-        packed(entity, index, row, &mut out);
+        packed(entity, column, row, &mut out);
     }
     out.push(')');
     out

@@ -10,6 +10,7 @@ pub mod food;
 pub mod keeper;
 pub mod specimen;
 pub mod visit;
+pub mod wide;
 
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, Statement};
 use tidewire_outbox::Registry;
