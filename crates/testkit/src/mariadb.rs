@@ -74,8 +74,9 @@ impl MariadbServer {
             .unwrap();
         assert!(installed.status.success(), "{}", String::from_utf8_lossy(&installed.stderr));
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        // The keeper waits for the pipe to close, and then stops the server at once and tidies up: this process may be gone by then.
-        let script = "\"$0\" --no-defaults --datadir=\"$1/data\" --socket=\"$1/socket\" --pid-file=\"$1/pid\" --port=\"$2\" --bind-address=127.0.0.1 \
+        // The keeper waits for the pipe to close, and then stops the server at once and tidies up: this process may be gone by then. A server that
+        // starts removes the temporary tables of all who share its folder for them.
+        let script = "\"$0\" --no-defaults --datadir=\"$1/data\" --tmpdir=\"$1\" --socket=\"$1/socket\" --pid-file=\"$1/pid\" --port=\"$2\" --bind-address=127.0.0.1 \
                       --server-id=1 --log-bin=bin --binlog-format=ROW --binlog-row-image=FULL --binlog-row-metadata=FULL \
                       --innodb-flush-log-at-trx-commit=0 --innodb-fast-shutdown=2 --max-connections=300 --character-set-server=utf8mb4 \
                       >\"$1/log\" 2>&1 & server=$!; cat; kill -KILL $server; wait $server; rm -rf \"$1\"";
