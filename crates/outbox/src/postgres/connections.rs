@@ -16,7 +16,10 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::{database_error, triggers};
+use super::{
+    database_error, triggers,
+    warm::{TRUSTED, Warm},
+};
 use crate::{
     context::Context,
     error::{Error, ErrorKind, Result},
@@ -28,8 +31,6 @@ use crate::{
 const STATEMENT_CACHE: usize = 256;
 /// How long a caller waits for a connection before it is told that the database is busy.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
-/// For how long an idle connection is believed to be there.
-const TRUSTED: Duration = Duration::from_millis(500);
 /// How long a caller waits before it looks whether there is a database at all, and for how long the answer holds.
 const DOUBT: Duration = Duration::from_secs(1);
 /// How long a new connection may take.
@@ -42,6 +43,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Connections {
     pool: PgPool,
+    warm: Warm,
     /// What needs a connection of its own for longer than a transaction runs on: the same, or a few that go past the pooler.
     direct_pool: PgPool,
     /// Without a pooler in between; none where only one is known.
@@ -118,7 +120,7 @@ impl Connections {
                 .connect_lazy_with(direct.clone()),
             _ => pool.clone(),
         };
-        Ok(Self { pool, direct_pool, direct, pooled, found: Mutex::default() })
+        Ok(Self { warm: Warm::new(pool.clone()), pool, direct_pool, direct, pooled, found: Mutex::default() })
     }
 
     /// A pool that the caller has.
@@ -126,6 +128,7 @@ impl Connections {
         let direct = (*pool.connect_options()).clone();
         Self {
             pool: pool.clone(),
+            warm: Warm::new(pool.clone()),
             direct_pool: pool.clone(),
             direct: Some(direct),
             pooled: false,
@@ -172,20 +175,30 @@ impl Connections {
         if self.pooled {
             return Ok(Lent::Within(self.begin("BEGIN".to_owned()).await?));
         }
+        if let Some(connection) = self.warm.take() {
+            return Ok(Lent::Whole(connection, self.warm.clone()));
+        }
         tokio::select! {
-            lent = self.pool.acquire() => lent.map(Lent::Whole).map_err(database_error),
+            // Where one is free nobody looks at a clock: a timer that nothing comes of would wake the runtime's driver with each statement.
+            biased;
+            lent = self.pool.acquire() => lent.map(|connection| Lent::Whole(connection, self.warm.clone())).map_err(database_error),
             error = self.gone() => Err(error),
         }
     }
 
     pub(super) async fn begin(&self, sql: String) -> Result<Transaction<'static, Sqlx>> {
+        if self.pool.num_idle() == 0 {
+            self.warm.give_back();
+        }
         tokio::select! {
+            biased;
             begun = self.pool.begin_with(AssertSqlSafe(sql)) => begun.map_err(database_error),
             error = self.gone() => Err(error),
         }
     }
 
     pub(super) async fn close(&self) {
+        self.warm.close();
         self.pool.close().await;
         self.direct_pool.close().await;
     }
@@ -221,15 +234,18 @@ impl Connections {
 
 /// A connection, or as much of one as a pooler lends.
 pub(super) enum Lent {
-    Whole(PoolConnection<Sqlx>),
+    Whole(PoolConnection<Sqlx>, Warm),
     Within(Transaction<'static, Sqlx>),
 }
 
 impl Lent {
-    /// Keeps what was written.
+    /// Keeps what was written; and the connection, for the next statement. One that has failed, or was given up half way, is the pool's to look after.
     pub(super) async fn done(self) -> Result<(), sqlx::Error> {
         match self {
-            Self::Whole(_) => Ok(()),
+            Self::Whole(connection, warm) => {
+                warm.keep(connection);
+                Ok(())
+            }
             Self::Within(transaction) => transaction.commit().await,
         }
     }
@@ -240,7 +256,7 @@ impl Deref for Lent {
 
     fn deref(&self) -> &PgConnection {
         match self {
-            Self::Whole(conn) => conn,
+            Self::Whole(conn, _) => conn,
             Self::Within(transaction) => transaction,
         }
     }
@@ -249,7 +265,7 @@ impl Deref for Lent {
 impl DerefMut for Lent {
     fn deref_mut(&mut self) -> &mut PgConnection {
         match self {
-            Self::Whole(conn) => conn,
+            Self::Whole(conn, _) => conn,
             Self::Within(transaction) => transaction,
         }
     }

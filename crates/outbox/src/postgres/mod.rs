@@ -12,6 +12,7 @@ mod session;
 mod statement;
 mod triggers;
 mod wal;
+mod warm;
 
 use std::{
     fmt,
@@ -285,13 +286,9 @@ impl Database for Postgres {
                 if writes && (self.connections.pooled || *context != Context::default()) {
                     return self.in_transaction(statement, text, context).await;
                 }
-                let answer = session::run_as_it_is(
-                    &mut *self.connections.lend().await?,
-                    statement,
-                    text,
-                    self.connections.named(),
-                )
-                .await?;
+                let (mut conn, named) = (self.connections.lend().await?, self.connections.named());
+                let answer = session::run_as_it_is(&mut conn, statement, text, named).await?;
+                conn.done().await.map_err(session::exec_error)?;
                 if writes {
                     self.doorbell.ring();
                 }
