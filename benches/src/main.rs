@@ -7,10 +7,10 @@ mod fanout;
 mod latency;
 mod measure;
 mod nodes;
-mod postgres;
 mod query;
 mod resume;
 mod server;
+mod servers;
 mod startup;
 mod tail;
 mod writes;
@@ -24,11 +24,23 @@ use clap::Parser;
 enum Command {
     /// Writes through the recorder against plain SeaORM
     Writes,
-    /// Writes on PostgreSQL, by hooks, by triggers and by plain SeaORM
+    /// Writes on PostgreSQL, by each capture and by plain SeaORM
     Postgres {
         /// A server where databases can be created, for example `postgres://user@localhost/postgres`
         #[arg(long)]
         server: String,
+        /// The id of the server's process on this machine, to measure processor time too
+        #[arg(long)]
+        process: Option<u32>,
+    },
+    /// Writes on MariaDB, by each capture and by plain SeaORM
+    Mariadb {
+        /// A server where databases can be created, for example `mysql://root@localhost/mysql`
+        #[arg(long)]
+        server: String,
+        /// The id of the server's process on this machine, to measure processor time too
+        #[arg(long)]
+        process: Option<u32>,
     },
     /// Events to many subscribers against a WebSocket that broadcasts the same bytes
     Fanout,
@@ -45,9 +57,9 @@ enum Command {
         #[arg(long)]
         seaography: Option<PathBuf>,
     },
-    /// Reading the log of a PostgreSQL against selecting and copying its rows
+    /// Reading the log of a PostgreSQL or MariaDB against selecting and copying its rows
     Tail {
-        /// An empty PostgreSQL database
+        /// An empty database there
         #[arg(long)]
         database: String,
     },
@@ -78,7 +90,12 @@ fn main() -> Result<()> {
         // One thread serves, so that its processor time is all there is.
         Command::Serve { kind, database } => measure::one_thread()?.block_on(server::serve(kind, &database)),
         Command::Writes => measure::one_thread()?.block_on(writes::run()),
-        Command::Postgres { server } => measure::threads()?.block_on(postgres::run(&server)),
+        Command::Postgres { server, process } => {
+            measure::one_thread()?.block_on(servers::run("PostgreSQL", &server, servers::POSTGRES, process))
+        }
+        Command::Mariadb { server, process } => {
+            measure::one_thread()?.block_on(servers::run("MariaDB", &server, servers::MARIADB, process))
+        }
         Command::Fanout => measure::one_thread()?.block_on(fanout::run()),
         Command::Latency => measure::threads()?.block_on(latency::run()),
         Command::Resume => measure::one_thread()?.block_on(resume::run()),

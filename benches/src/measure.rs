@@ -1,6 +1,9 @@
 //! Clocks, medians, and what the measurements share.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 use rustix::time::{ClockId, clock_gettime};
@@ -22,6 +25,28 @@ pub(crate) fn threads() -> Result<Runtime> {
 pub(crate) fn cpu() -> Duration {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+/// The processor time of another process and of its children, all threads, where Linux tells.
+pub(crate) fn cpu_of(process: u32) -> Result<Duration> {
+    let mut nanos = 0;
+    for entry in fs::read_dir("/proc")? {
+        let folder = entry?.path();
+        // What ends while we look is left out.
+        let Ok(stat) = fs::read_to_string(folder.join("stat")) else { continue };
+        let own = folder.file_name().is_some_and(|name| *name == *process.to_string());
+        // The state and the parent stand behind the name, which stands in brackets.
+        let parent = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse::<u32>().ok());
+        if !own && parent != Some(process) {
+            continue;
+        }
+        let Ok(threads) = fs::read_dir(folder.join("task")) else { continue };
+        for thread in threads.flatten() {
+            let text = fs::read_to_string(thread.path().join("schedstat")).unwrap_or_default();
+            nanos += text.split(' ').next().and_then(|ran| ran.parse::<u64>().ok()).unwrap_or(0);
+        }
+    }
+    Ok(Duration::from_nanos(nanos))
 }
 
 /// What something took.

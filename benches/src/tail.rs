@@ -1,11 +1,11 @@
-//! Reading the log of a server, against a plain `SELECT` of the same rows and against `COPY`.
+//! Reading the log of a server, against a plain `SELECT` of the same rows, and against `COPY` where there is one.
 
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
 use sea_orm::{ActiveModelTrait, EntityTrait, Set};
-use sqlx::{Connection, PgConnection, Row};
+use sqlx::{Connection, MySqlConnection, PgConnection, Row};
 use tidewire_outbox::{Cursor, Recorder, Step};
 
 use crate::measure::{connect, cpu, median, row, task};
@@ -13,23 +13,29 @@ use crate::measure::{connect, cpu, median, row, task};
 const CHANGES: usize = 100_000;
 const ROUNDS: usize = 5;
 
-/// In an empty database of PostgreSQL's.
+/// In an empty database of a server's.
 pub(crate) async fn run(database: &str) -> Result<()> {
     let recorder = prepare(database).await?;
     let (mut select, mut copy, mut follow) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         select.push(selected(database).await?);
-        copy.push(copied(database).await?);
+        if is_postgres(database) {
+            copy.push(copied(database).await?);
+        }
         follow.push(followed(database).await?);
     }
     recorder.close().await;
-    println!("### Tail: {CHANGES} changes from PostgreSQL, in transactions of ten\n");
+    let title = if is_postgres(database) { "PostgreSQL" } else { "MariaDB" };
+    println!("### Tail: {CHANGES} changes from {title}, in transactions of ten\n");
     row(&["how", "changes/s", "of the `SELECT`", "changes per second of this process's CPU"]);
     row(&["---", "---:", "---:", "---:"]);
     let base = median(select.iter().map(|(wall, _)| *wall).collect());
     for (name, times) in
         [("`SELECT` of the outbox's rows", select), ("`COPY` of them", copy), ("followed in process, decoded", follow)]
     {
+        if times.is_empty() {
+            continue;
+        }
         let (wall, cpu): (Vec<_>, Vec<_>) = times.into_iter().unzip();
         let (wall, cpu) = (median(wall), median(cpu));
         let rate = |seconds: f64| format!("{:.0}", CHANGES as f64 / seconds);
@@ -61,20 +67,38 @@ async fn timed(work: impl Future<Output = Result<()>>) -> Result<(f64, f64)> {
     Ok((began.elapsed().as_secs_f64(), (cpu() - before).as_secs_f64()))
 }
 
+fn is_postgres(database: &str) -> bool {
+    database.starts_with("postgres")
+}
+
 /// Every column of every row is fetched, and nothing is done with it.
 async fn selected(database: &str) -> Result<(f64, f64)> {
-    let mut connection = PgConnection::connect(database).await?;
-    timed(async {
-        let sql = "SELECT seq, xid, entity, operation, before, after, actor, origin, mutation_id, at FROM tidewire_outbox ORDER BY seq";
-        let mut rows = sqlx::query(sql).fetch(&mut connection);
-        let mut bytes = 0;
-        while let Some(row) = rows.try_next().await? {
-            bytes += row.try_get::<Option<&str>, _>("after")?.map_or(0, str::len);
-        }
-        assert!(bytes > CHANGES * 100, "{bytes}");
-        Ok(())
-    })
-    .await
+    macro_rules! fetch {
+        ($connection:ty, $sql:literal) => {{
+            let mut connection = <$connection>::connect(database).await?;
+            timed(async {
+                let mut rows = sqlx::query($sql).fetch(&mut connection);
+                let mut bytes = 0;
+                while let Some(row) = rows.try_next().await? {
+                    bytes += row.try_get::<Option<&str>, _>("after")?.map_or(0, str::len);
+                }
+                assert!(bytes > CHANGES * 100, "{bytes}");
+                Ok(())
+            })
+            .await
+        }};
+    }
+    if is_postgres(database) {
+        fetch!(
+            PgConnection,
+            "SELECT seq, xid, entity, operation, before, after, actor, origin, mutation_id, at FROM tidewire_outbox ORDER BY seq"
+        )
+    } else {
+        fetch!(
+            MySqlConnection,
+            "SELECT seq, tx, entity, operation, `before`, `after`, actor, origin, mutation_id, at FROM tidewire_outbox ORDER BY seq"
+        )
+    }
 }
 
 async fn copied(database: &str) -> Result<(f64, f64)> {
