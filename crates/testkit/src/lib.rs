@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "what helps tests panics where a test would")]
 
+mod authority;
 pub mod checker;
 mod database;
 mod mariadb;
@@ -16,6 +17,7 @@ mod websocket;
 pub mod zoo;
 
 pub use self::{
+    authority::Authority,
     database::TestDatabase,
     mariadb::MariadbServer,
     pgbouncer::PgBouncer,

@@ -1,10 +1,10 @@
 //! A private PostgreSQL server for the tests of one process.
 
 use std::{
-    fs,
+    fs::{self, Permissions},
     io::Write,
     net::TcpListener,
-    os::unix::fs::chown,
+    os::unix::fs::{PermissionsExt, chown},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -14,7 +14,7 @@ use sqlx::{Connection, Executor, PgConnection};
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
-use crate::{available, ordinary_user};
+use crate::{Authority, available, ordinary_user};
 
 /// Who runs it where the tests are root's.
 const USERS: &[&str] = &["postgres", "nobody"];
@@ -142,6 +142,33 @@ impl PostgresServer {
         command.current_dir(self.folder.path()).stdout(Stdio::null()).stderr(Stdio::null());
         let done = tokio::task::spawn_blocking(move || command.status().unwrap()).await.unwrap();
         assert!(done.success(), "{}", fs::read_to_string(cluster.join("log")).unwrap_or_default());
+    }
+
+    /// A server of one test's own, which talks TLS only, with a certificate for these names. `None` where PostgreSQL is not installed.
+    ///
+    /// # Panics
+    /// When it cannot be set up.
+    pub async fn with_tls(authority: &Authority, names: &[&str]) -> Option<Self> {
+        let mut server = Self::own(&[]).await?;
+        let folder = server.folder.path().to_owned();
+        let files = authority.issue(names, &folder);
+        for file in &files {
+            fs::set_permissions(file, Permissions::from_mode(0o600)).unwrap();
+            if let Some((user, group)) = ordinary_user::id(USERS) {
+                chown(file, Some(user), Some(group)).unwrap();
+            }
+        }
+        let [certificate, key] = files.map(|file| file.display().to_string());
+        let settings = ["ssl=on".to_owned(), format!("ssl_cert_file={certificate}"), format!("ssl_key_file={key}")];
+        server.settings.extend(settings);
+        fs::write(
+            server.cluster().join("pg_hba.conf"),
+            "hostssl all all all trust\nhostssl replication all all trust\n",
+        )
+        .unwrap();
+        server.stop();
+        server.start().await;
+        Some(server)
     }
 
     async fn create_cluster(programs: &Path, settings: &[&str]) -> Self {

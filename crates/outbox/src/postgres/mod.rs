@@ -193,6 +193,9 @@ impl Database for Postgres {
 
     async fn check(&self) -> Result<()> {
         let captured = self.captured().await?;
+        if captured == Capture::Log {
+            self.connections.need_direct(wal::WHAT)?;
+        }
         let mut conn = self.connections.lend().await?;
         schema::check(&mut conn, &self.catalog, captured).await?;
         drop(conn);
@@ -210,7 +213,7 @@ impl Database for Postgres {
     async fn install_capture(&self, capture: Capture) -> Result<()> {
         let was_log = self.capture().await? == Capture::Log;
         if capture == Capture::Log || was_log {
-            self.connections.need_direct("capture by the database's own log")?;
+            self.connections.need_direct(wal::WHAT)?;
         }
         if capture == Capture::Log {
             let mut conn = self.connections.direct_pool().acquire().await.map_err(database_error)?;

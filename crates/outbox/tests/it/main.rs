@@ -16,4 +16,5 @@ mod mariadb;
 mod others;
 mod pooler;
 mod support;
+mod tls;
 mod wal;

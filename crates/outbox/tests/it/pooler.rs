@@ -142,3 +142,42 @@ async fn doorbells_go_the_direct_way() {
         }
     }
 }
+
+/// The database's own log cannot go through either. Whoever tries is told what to do, and holds up nobody who can.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_databases_log_is_read_the_direct_way() {
+    let Some(pooled) = pooled(Capture::Log).await else { return };
+    let refused = |error: tidewire_outbox::Error| {
+        assert!(error.kind() == ErrorKind::Setup && error.to_string().contains("`direct_url`"), "{error}");
+    };
+    let without = pooled.recorder(None).await;
+    refused(without.check().await.unwrap_err());
+    refused(without.install_capture().await.unwrap_err());
+    refused(without.log().position().await.unwrap_err());
+    without.start_capture().await.unwrap();
+
+    // GIVEN a node that has both addresses, and no other that reads the log
+    let with = pooled.recorder(Some(&pooled.direct)).await;
+    pooled.zoo.recorder.close().await;
+    with.check().await.unwrap();
+    with.start_capture().await.unwrap();
+    let mut follower = with.log().follow_all(with.log().position().await.unwrap()).await.unwrap();
+
+    // WHEN it writes through the pooler, in somebody's name
+    let named = with.clone().acting_as(Actor::user(7));
+    food::ActiveModel { name: Set("by log".into()), ..Default::default() }.insert(&named).await.unwrap();
+
+    // THEN it is told, and the snapshot of now has it
+    let change = loop {
+        let Step::Transactions { transactions, .. } = soon(follower.next()).await.unwrap() else { panic!() };
+        if let Some(transaction) = transactions.first() {
+            break transaction.changes[0].clone();
+        }
+    };
+    assert_eq!(change.actor.as_deref(), Some("user:7"));
+    assert_eq!(change.after.unwrap().cell(1), Some("\"by log\""));
+    with.install_capture().await.unwrap();
+    let mut events = with.log().follow(Shape::of::<food::Entity>(), Start::Snapshot).await.unwrap();
+    let Batch::Events { events: rows, .. } = soon(events.next()).await.unwrap() else { panic!() };
+    assert_eq!(rows.len(), 3);
+}

@@ -31,6 +31,7 @@
 
 mod append;
 mod changes;
+mod connect;
 mod image;
 mod pgoutput;
 mod slot;
@@ -42,8 +43,8 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use futures_util::FutureExt;
-use pgwire_replication::{Lsn, ReplicationClient, ReplicationConfig, ReplicationEvent};
-use sqlx::{ConnectOptions, PgConnection, Row, postgres::PgConnectOptions};
+use pgwire_replication::{Lsn, ReplicationClient, ReplicationEvent};
+use sqlx::{PgConnection, Row};
 use tokio::{sync::watch, time::timeout};
 
 pub(super) use self::slot::check;
@@ -60,6 +61,9 @@ use crate::{
     lease::Lease,
     recorder::RecorderOptions,
 };
+
+/// What cannot go through a pooler.
+pub(super) const WHAT: &str = "capture by the database's own log";
 
 /// The lease of the node that reads the log, and how long it may be silent.
 const LEASE: &str = "capture";
@@ -155,8 +159,9 @@ pub(super) async fn status(conn: &mut PgConnection) -> Result<LogStatus> {
 /// Waits until the log has been read into the outbox up to a place, or up to its end as it is now.
 ///
 /// # Errors
-/// [`ErrorKind::Busy`] where that takes too long: perhaps no node reads it.
+/// [`ErrorKind::Busy`] where that takes too long: perhaps no node reads it. [`ErrorKind::Setup`] through a pooler.
 pub(super) async fn arrive(database: &Postgres, place: Option<u64>) -> Result<()> {
+    database.connections.need_direct(WHAT)?;
     let began = Instant::now();
     let mut appended = database.log.appended.subscribe();
     let mut pause = Duration::from_millis(1);
@@ -209,6 +214,10 @@ async fn mark(database: &Postgres, place: u64) -> Result<()> {
 
 /// Reads the log when this node's turn has come, until told to stop.
 pub(super) async fn run(database: Arc<Postgres>, mut stop: watch::Receiver<bool>) {
+    if let Err(error) = database.connections.need_direct(WHAT) {
+        tracing::error!(%error, "this node leaves the database's log to others");
+        return;
+    }
     let mut failures = 0_u32;
     loop {
         let began = Instant::now();
@@ -315,7 +324,9 @@ async fn read_log(database: &Postgres, lease: &Lease) -> Result<()> {
         .fetch_one(&mut *conn)
         .await
         .map_err(database_error)?;
-    let client = ReplicationClient::connect(configuration(database, &slot.name, begin)).await.map_err(stream_error)?;
+    let client = ReplicationClient::connect(connect::configuration(database, &slot.name, begin)?)
+        .await
+        .map_err(connect::stream_error)?;
     let changes = Changes::new(Arc::clone(&database.catalog), entities, near.cast_unsigned());
     tracing::info!(slot = slot.name, "this node reads the database's log");
     Stream { database, client, changes, appender, read_to: begin, at: None, transactions: 0 }.run(begin).await
@@ -325,51 +336,6 @@ async fn read_log(database: &Postgres, lease: &Lease) -> Result<()> {
 async fn begin_at(conn: &mut PgConnection) -> Result<u64> {
     let lsn: i64 = sqlx::query_scalar("SELECT lsn FROM tidewire_log").fetch_one(conn).await.map_err(database_error)?;
     Ok(lsn.cast_unsigned())
-}
-
-fn configuration(database: &Postgres, slot: &str, begin: u64) -> ReplicationConfig {
-    let options = database.connections.direct_pool().connect_options();
-    let host = match options.get_socket() {
-        Some(folder) => folder.display().to_string(),
-        None => options.get_host().to_owned(),
-    };
-    let user = options.get_username().to_owned();
-    let name = options.get_database().unwrap_or(&user).to_owned();
-    let mut config = ReplicationConfig::new(host, &user, password(&options), name, slot, slot::PUBLICATION);
-    config.port = options.get_port();
-    config.start_lsn = Lsn::from_u64(begin);
-    config.status_interval = Duration::from_secs(1);
-    config.application_name = Some(slot::APPLICATION.to_owned());
-    // Values come in the form that the session's settings give them, and the server's own may be any.
-    config.options = Some(
-        "-c DateStyle=ISO -c IntervalStyle=postgres -c TimeZone=UTC -c bytea_output=hex -c extra_float_digits=1".into(),
-    );
-    config
-}
-
-/// The options tell the password only in their URL.
-fn password(options: &PgConnectOptions) -> String {
-    let url = options.to_url_lossy();
-    let bytes = url.password().unwrap_or_default().as_bytes();
-    let digit = |index: usize| bytes.get(index).and_then(|byte| char::from(*byte).to_digit(16));
-    let (mut out, mut index) = (Vec::with_capacity(bytes.len()), 0);
-    while index < bytes.len() {
-        match (bytes[index], digit(index + 1), digit(index + 2)) {
-            (b'%', Some(high), Some(low)) => {
-                out.push((high * 16 + low) as u8);
-                index += 3;
-            }
-            (byte, ..) => {
-                out.push(byte);
-                index += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
-}
-
-fn stream_error(error: pgwire_replication::PgWireError) -> Error {
-    Error::new(ErrorKind::Database, "the database's log could not be streamed").with_source(error)
 }
 
 /// One stream of the log into the outbox.
@@ -400,7 +366,7 @@ impl Stream<'_> {
                     self.client.recv().await
                 }
             };
-            let Some(event) = event.map_err(stream_error)? else {
+            let Some(event) = event.map_err(connect::stream_error)? else {
                 return Err(Error::new(ErrorKind::Database, "the database ended the stream of its log"));
             };
             match event {

@@ -1,0 +1,107 @@
+//! The replication connection, which is another crate's: its options are made of those of all other connections, so that one URL means the same to
+//! both.
+
+use std::{path::PathBuf, time::Duration};
+
+use pgwire_replication::{Lsn, PgWireError, ReplicationConfig, SslMode, TlsConfig};
+use sqlx::{
+    ConnectOptions,
+    postgres::{PgConnectOptions, PgSslMode},
+};
+
+use super::slot;
+use crate::{
+    error::{Error, ErrorKind, Result},
+    postgres::Postgres,
+};
+
+pub(super) fn configuration(database: &Postgres, slot: &str, begin: u64) -> Result<ReplicationConfig> {
+    let options = database.connections.direct_pool().connect_options();
+    let user = options.get_username().to_owned();
+    let name = options.get_database().unwrap_or(&user).to_owned();
+    let (host, tls) = match options.get_socket() {
+        // Nobody listens in on a socket of the machine's.
+        Some(folder) => (folder.display().to_string(), TlsConfig::disabled()),
+        None => (options.get_host().to_owned(), tls(&options)?),
+    };
+    let url = options.to_url_lossy();
+    let mut config =
+        ReplicationConfig::new(host, &user, decoded(url.password().unwrap_or_default()), name, slot, slot::PUBLICATION);
+    config.port = options.get_port();
+    config.tls = tls;
+    config.start_lsn = Lsn::from_u64(begin);
+    config.status_interval = Duration::from_secs(1);
+    config.application_name = Some(slot::APPLICATION.to_owned());
+    // Values come in the form that the session's settings give them, and the server's own may be any.
+    config.options = Some(
+        "-c DateStyle=ISO -c IntervalStyle=postgres -c TimeZone=UTC -c bytea_output=hex -c extra_float_digits=1".into(),
+    );
+    Ok(config)
+}
+
+/// What a person has to mend is told apart from what passes. A failed handshake may be either, and only its text says which.
+pub(super) fn stream_error(error: PgWireError) -> Error {
+    const MEND: [&str; 3] = ["invalid peer certificate", "TLS config error", "server does not support TLS"];
+    match &error {
+        PgWireError::Tls(text) if MEND.iter().any(|mend| text.contains(mend)) => Error::new(
+            ErrorKind::Setup,
+            format!(
+                "the database's log cannot be read over TLS as the URL says: {text}. (On this connection `verify-ca` looks at the \
+                 host's name too, as `verify-full` does, and `sslrootcert` stands in place of all other authorities)"
+            ),
+        ),
+        _ => Error::new(ErrorKind::Database, "the database's log could not be streamed").with_source(error),
+    }
+}
+
+/// The same modes. One differs in its meaning, to the safe side: see [`stream_error`].
+fn tls(options: &PgConnectOptions) -> Result<TlsConfig> {
+    let mode = match options.get_ssl_mode() {
+        PgSslMode::Disable | PgSslMode::Allow => SslMode::Disable,
+        PgSslMode::Prefer => SslMode::Prefer,
+        PgSslMode::Require => SslMode::Require,
+        PgSslMode::VerifyCa => SslMode::VerifyCa,
+        PgSslMode::VerifyFull => SslMode::VerifyFull,
+    };
+    Ok(TlsConfig {
+        mode,
+        ca_pem_path: file(options, "sslrootcert")?,
+        client_cert_pem_path: file(options, "sslcert")?,
+        client_key_pem_path: file(options, "sslkey")?,
+        // Else an address in numbers would be refused, which a certificate may well be for.
+        sni_hostname: Some(options.get_host().to_owned()),
+    })
+}
+
+/// The options tell their files, as the password, only in their URL.
+fn file(options: &PgConnectOptions, name: &str) -> Result<Option<PathBuf>> {
+    let url = options.to_url_lossy();
+    let Some((_, value)) = url.query_pairs().find(|(key, _)| key == name) else { return Ok(None) };
+    match value.strip_prefix("file: ") {
+        Some(path) => Ok(Some(path.into())),
+        None => Err(Error::new(
+            ErrorKind::Setup,
+            format!("capture by the database's own log reads `{name}` from a file; name one in the URL"),
+        )),
+    }
+}
+
+/// Of a part of a URL, what it says.
+fn decoded(part: &str) -> String {
+    let bytes = part.as_bytes();
+    let digit = |index: usize| bytes.get(index).and_then(|byte| char::from(*byte).to_digit(16));
+    let (mut out, mut index) = (Vec::with_capacity(bytes.len()), 0);
+    while index < bytes.len() {
+        match (bytes[index], digit(index + 1), digit(index + 2)) {
+            (b'%', Some(high), Some(low)) => {
+                out.push((high * 16 + low) as u8);
+                index += 3;
+            }
+            (byte, ..) => {
+                out.push(byte);
+                index += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
