@@ -26,6 +26,8 @@ pub struct Config {
     pub graphql: Graphql,
     /// `[log]`
     pub log: Log,
+    /// `[relay]`
+    pub relay: Relay,
     /// `[retention]`
     pub retention: Retention,
     /// `[logging]`
@@ -104,6 +106,18 @@ mod sections {
 
     #[derive(Debug, Clone, PartialEq, Deserialize)]
     #[serde(deny_unknown_fields)]
+    pub struct Relay {
+        pub url: String,
+        pub stream: String,
+        pub subject: String,
+        pub max_age_ms: u64,
+        pub max_bytes: u64,
+        pub patience_ms: u64,
+        pub publish: bool,
+    }
+
+    #[derive(Debug, Clone, PartialEq, Deserialize)]
+    #[serde(deny_unknown_fields)]
     pub struct Retention {
         pub max_age_hours: u64,
         pub max_changes: u64,
@@ -126,7 +140,7 @@ mod sections {
     }
 }
 
-pub use self::sections::{Database, Format, Graphql, Log, Logging, Retention, Server, Times};
+pub use self::sections::{Database, Format, Graphql, Log, Logging, Relay, Retention, Server, Times};
 
 impl Config {
     /// Reads the settings: the defaults, a file, the environment. Flags come on top of that.
@@ -156,9 +170,10 @@ impl Config {
     /// How the recorder is opened.
     ///
     /// # Errors
-    /// A `capture` that is none.
+    /// A `capture` that is none, or a relay in a program without one.
     pub fn recorder(&self) -> Result<RecorderOptions> {
         let mut log = LogOptions::default();
+        self.relay(&mut log)?;
         log.poll_max = Duration::from_millis(self.log.poll_max_ms);
         log.poll_max_rung = Duration::from_millis(self.log.poll_max_rung_ms);
         log.doorbell_interval = Duration::from_millis(self.log.doorbell_interval_ms);
@@ -176,6 +191,31 @@ impl Config {
             options.capture = Some(self.database.capture.parse().context("`capture` in [database]")?);
         }
         Ok(options)
+    }
+
+    #[cfg(feature = "relay-nats")]
+    fn relay(&self, log: &mut LogOptions) -> Result<()> {
+        let settings = &self.relay;
+        if !settings.url.is_empty() {
+            let mut relay = tidewire_outbox::RelayOptions::new(&settings.url);
+            relay.stream.clone_from(&settings.stream);
+            relay.subject.clone_from(&settings.subject);
+            relay.max_age = Duration::from_millis(settings.max_age_ms);
+            relay.max_bytes = settings.max_bytes;
+            relay.patience = Duration::from_millis(settings.patience_ms.max(1));
+            relay.publish = settings.publish;
+            log.relay = Some(relay);
+        }
+        Ok(())
+    }
+
+    #[cfg(not(feature = "relay-nats"))]
+    fn relay(&self, _log: &mut LogOptions) -> Result<()> {
+        anyhow::ensure!(
+            self.relay.url.is_empty(),
+            "`url` in [relay] is set, and this program was built without a relay. Build it with `--features relay-nats`"
+        );
+        Ok(())
     }
 
     /// How the API answers.

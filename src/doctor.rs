@@ -31,6 +31,8 @@ pub async fn doctor(config: &Config) -> Result<bool> {
     findings.push(migrations(&recorder).await);
     findings.push(capture(&recorder).await);
     findings.extend(doorbells(&recorder).await);
+    #[cfg(feature = "relay-nats")]
+    findings.extend(relay(&recorder).await);
     findings.extend(database_log(&recorder).await);
     findings.push(retention(&recorder, config).await);
     recorder.close().await;
@@ -99,6 +101,16 @@ async fn doorbells(recorder: &Recorder) -> Option<Finding> {
             postgres.then(|| Finding::Lesser(text.into()))
         }
         Err(error) => Some(Finding::Lesser(error.to_string())),
+    }
+}
+
+/// Only where there is one.
+#[cfg(feature = "relay-nats")]
+async fn relay(recorder: &Recorder) -> Option<Finding> {
+    match recorder.log().check_relay().await {
+        Ok(true) => Some(Finding::Fine("the relay can be used".into())),
+        Ok(false) => None,
+        Err(error) => Some(Finding::Lesser(format!("{error}: each process reads the database"))),
     }
 }
 

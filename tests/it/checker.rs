@@ -3,6 +3,8 @@ use std::{slice, time::Duration};
 use tidewire_axum::{Server, ServerOptions};
 use tidewire_graphql::Api;
 use tidewire_outbox::{Capture, Recorder, RecorderOptions};
+#[cfg(feature = "relay-nats")]
+use tidewire_testkit::NatsServer;
 use tidewire_testkit::{
     PostgresServer, Proxy, TestDatabase,
     checker::{Checker, Control, LogSubscriber, Mistake, SocketSubscriber, Subscriber, capture, domain, write, writer},
@@ -59,6 +61,90 @@ async fn subscribers_see_every_change_once_in_order_and_whole_on_mariadb() {
         let recorder = database.recorder_with(domain::registry(), forgetful(), domain::create).await;
         check(&database, &recorder, slice::from_ref(&recorder), Vec::new(), None, changes(50_000)).await;
     }
+}
+
+/// Two of three nodes are told by NATS what a process reads that is killed again and again, as NATS is, which may forget all that it had
+/// confirmed.
+#[cfg(feature = "relay-nats")]
+#[tokio::test(flavor = "multi_thread")]
+async fn subscribers_see_every_change_once_in_order_and_whole_by_way_of_nats() {
+    let (Some(server), Some(mut nats)) = (PostgresServer::own(&[]).await, NatsServer::own().await) else { return };
+    let database = TestDatabase::at(server.create().await).captured_by(Capture::Hooks);
+    let recorder = database.recorder_with(domain::registry(), forgetful(), domain::create).await;
+    let mut nodes = Vec::new();
+    for by_nats in [true, false, true] {
+        let mut options = forgetful();
+        options.log.relay = by_nats.then(|| relay(&nats.url(), false));
+        nodes.push(Recorder::connect_with(database.url(), domain::registry(), options).await.unwrap());
+    }
+    let start = {
+        let (url, nats) = (database.url().to_owned(), nats.url());
+        move |number| {
+            let mut command = writer("checker::checker_publisher", &url, number);
+            command.env(NATS, &nats).env(DATABASE, &url).spawn().unwrap()
+        }
+    };
+    let (accidents, mut calm) = watch::channel(false);
+    let happening = tokio::spawn(async move {
+        let mut publishers = [start(0), start(1)];
+        for number in 0_u64.. {
+            let pause = Duration::from_millis(500 + number * 7_919 % 3_000);
+            if tokio::time::timeout(pause, calm.wait_for(|calm| *calm)).await.is_ok() {
+                break;
+            }
+            match number % 4 {
+                0 | 2 => {
+                    let one = (number as usize / 2) % 2;
+                    publishers[one].kill().await.unwrap();
+                    publishers[one] = start(number);
+                    continue;
+                }
+                1 => nats.kill(),
+                _ => nats.kill_and_forget(),
+            }
+            tokio::time::sleep(Duration::from_millis(number * 331 % 1_500)).await;
+            nats.start().await;
+        }
+        for publisher in &mut publishers {
+            publisher.kill().await.unwrap();
+        }
+    });
+    check(&database, &recorder, &nodes, Vec::new(), Some(accidents), changes(50_000)).await;
+    happening.await.unwrap();
+    for node in [&nodes[0], &nodes[2]] {
+        let stats = node.log().tail_stats();
+        println!("{stats:?}");
+        let relay = stats.relay.unwrap();
+        assert!(
+            relay.taken > 100 && relay.fallbacks > 0,
+            "the relay was hardly used, or nothing went wrong: {stats:?}"
+        );
+    }
+}
+
+#[cfg(feature = "relay-nats")]
+const NATS: &str = "TIDEWIRE_TEST_CHECKER_NATS";
+#[cfg(feature = "relay-nats")]
+const DATABASE: &str = "TIDEWIRE_TEST_CHECKER_DATABASE";
+
+#[cfg(feature = "relay-nats")]
+fn relay(url: &str, publish: bool) -> tidewire_outbox::RelayOptions {
+    let mut relay = tidewire_outbox::RelayOptions::new(url);
+    relay.publish = publish;
+    relay
+}
+
+#[cfg(feature = "relay-nats")]
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "run by the checker, as a process of its own"]
+async fn checker_publisher() {
+    let (Ok(nats), Ok(url)) = (std::env::var(NATS), std::env::var(DATABASE)) else { return };
+    let mut options = RecorderOptions::default();
+    options.log.relay = Some(relay(&nats, true));
+    let recorder = Recorder::connect_with(&url, domain::registry(), options).await.unwrap();
+    recorder.check().await.unwrap();
+    let _follower = recorder.log().follow_all(recorder.log().position().await.unwrap()).await.unwrap();
+    std::future::pending::<()>().await;
 }
 
 async fn on_three_nodes(capture: Capture) {

@@ -54,6 +54,39 @@ async fn the_doctor_says_what_is_wrong() {
     assert!(!healthy && !text.contains("hunter2"), "{text}");
 }
 
+/// Without its relay a server works, and its operator is told.
+#[cfg(feature = "relay-nats")]
+#[tokio::test]
+async fn the_doctor_and_the_metrics_look_at_the_relay() {
+    let Some(mut nats) = tidewire_testkit::NatsServer::own().await else { return };
+    let Some(postgres) = tidewire_testkit::PostgresServer::shared().await else { return };
+    let place = Workplace::new();
+    place.settings(&format!("[database]\nurl = {:?}\n[relay]\nurl = {:?}\n", postgres.create().await, nats.url()));
+    place.succeed(&["migrate", "up"]).await;
+    let (healthy, text) = place.run(&["doctor"]).await;
+    assert!(healthy && text.contains("ok     the relay can be used"), "{text}");
+
+    nats.kill();
+    let (healthy, text) = place.run(&["doctor"]).await;
+    assert!(healthy && text.contains("note   NATS cannot be reached: each process reads the database"), "{text}");
+    let servers = [place.serve().await, place.serve().await];
+    let mut subscribers = Vec::new();
+    for server in &servers {
+        let mut subscriber = tidewire_testkit::WebSocketClient::connect(&server.websocket()).await;
+        subscriber.subscribe("1", "subscription { changes { cursor } }", json!({})).await;
+        subscribers.push(subscriber);
+        assert_eq!(server.get("/readyz").await, (200, "ready\n".to_owned()));
+    }
+
+    nats.start().await;
+    tidewire_testkit::eventually(async || {
+        let metrics = [servers[0].get("/metrics").await.1, servers[1].get("/metrics").await.1];
+        let says = |gauge: &str| metrics.iter().filter(|text| text.contains(&format!("tidewire_{gauge} 1\n"))).count();
+        says("relay_publishing") == 1 && says("relay_live") == 1
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn the_tail_prints_what_others_write() {
     let place = Workplace::new();

@@ -114,6 +114,18 @@ impl Collector for Snapshot {
         }
         gauge("tail_healthy", "Whether the outbox can be read", u64::from(self.tail.healthy))?;
         gauge("tail_rung", "Whether every other process tells of its writes", u64::from(self.tail.rung))?;
+        if let Some(relay) = &self.tail.relay {
+            gauge(
+                "relay_publishing",
+                "Whether this process reads the database for others",
+                u64::from(relay.publishing),
+            )?;
+            gauge(
+                "relay_live",
+                "Whether another process is heard to read the database for this one",
+                u64::from(relay.live),
+            )?;
+        }
         gauge("ring_transactions", "Transactions kept in memory", self.tail.ring_transactions)?;
         gauge("ring_bytes", "Bytes of transactions kept in memory", self.tail.ring_bytes)?;
         gauge("followers", "Readers that follow the log", self.tail.followers)?;
@@ -140,6 +152,16 @@ impl Collector for Snapshot {
         };
         if let Some(outbox) = &self.outbox {
             counter("captured_changes", "Changes that were ever recorded in the outbox", outbox.recorded)?;
+        }
+        counter("tail_reads", "Times that the tail asked the database what is new", self.tail.reads)?;
+        if let Some(relay) = &self.tail.relay {
+            counter("relay_published", "Stretches of the log that were given to others", relay.published)?;
+            counter("relay_taken", "Stretches of the log that were taken from another process", relay.taken)?;
+            counter(
+                "relay_fallbacks",
+                "Times that something was missing and the tail asked the database",
+                relay.fallbacks,
+            )?;
         }
         counter("tailed_transactions", "Transactions that the tail has read", self.tail.transactions)?;
         counter("tailed_changes", "Changes that the tail has read", self.tail.changes)?;

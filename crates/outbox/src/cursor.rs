@@ -186,6 +186,37 @@ impl Cursor {
         }
     }
 
+    /// Whether it is one moment of the database's, and not a place in a window between two.
+    #[cfg(feature = "relay-nats")]
+    pub(crate) fn is_moment(&self) -> bool {
+        match &self.0 {
+            Seen::Nothing | Seen::Through { .. } => true,
+            Seen::Visible { further, shown, .. } => further.is_none() && shown.is_none(),
+            Seen::Numbered { further, .. } => further.is_none(),
+        }
+    }
+
+    /// The number at which it stands, if that is in the same window as the other's.
+    #[cfg(feature = "relay-nats")]
+    pub(crate) fn in_window_of(&self, other: &Cursor) -> Option<u64> {
+        let seq = match &self.0 {
+            Seen::Visible { further: Some((_, seq)), .. } | Seen::Numbered { further: Some((_, seq)), .. } => *seq,
+            _ => return None,
+        };
+        (other.in_window_at(seq).as_ref() == Some(self)).then_some(seq)
+    }
+
+    /// Another place in the same window; none where it stands in none.
+    #[cfg(feature = "relay-nats")]
+    pub(crate) fn in_window_at(&self, seq: u64) -> Option<Cursor> {
+        let mut cursor = self.clone();
+        match &mut cursor.0 {
+            Seen::Visible { further: Some((_, at)), .. } | Seen::Numbered { further: Some((_, at)), .. } => *at = seq,
+            _ => return None,
+        }
+        Some(cursor)
+    }
+
     /// Whether its transactions are those up to a number, so that cursors are in the order of their numbers.
     pub(crate) fn is_number(&self) -> bool {
         !matches!(self.0, Seen::Visible { .. } | Seen::Numbered { .. })
@@ -224,29 +255,29 @@ const VERSION_NUMBERED: u8 = 3;
 /// A snapshot of a thousand transactions in flight, twice, has some room in this.
 const MAX_TEXT: usize = 32 << 10;
 
-impl fmt::Display for Cursor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut bytes = Vec::with_capacity(24);
+impl Cursor {
+    /// The version and the payload.
+    pub(crate) fn write(&self, bytes: &mut Vec<u8>) {
         match &self.0 {
             Seen::Nothing => bytes.push(VERSION_NOTHING),
             Seen::Visible { epoch, base, further, shown } => {
                 bytes.push(VERSION_VISIBLE);
                 bytes.extend_from_slice(&epoch.0.to_be_bytes());
                 // One more than the place; 0 for none. No place is the last number of all.
-                write_number(shown.map_or(0, |place| place.saturating_add(1)), &mut bytes);
-                write_snapshot(base, &mut bytes);
+                write_number(shown.map_or(0, |place| place.saturating_add(1)), bytes);
+                write_snapshot(base, bytes);
                 if let Some((further, seq)) = further {
-                    write_snapshot(further, &mut bytes);
-                    write_number(*seq, &mut bytes);
+                    write_snapshot(further, bytes);
+                    write_number(*seq, bytes);
                 }
             }
             Seen::Numbered { epoch, base, further } => {
                 bytes.push(VERSION_NUMBERED);
                 bytes.extend_from_slice(&epoch.0.to_be_bytes());
-                write_numbers(base, &mut bytes);
+                write_numbers(base, bytes);
                 if let Some((further, seq)) = further {
-                    write_numbers(further, &mut bytes);
-                    write_number(*seq, &mut bytes);
+                    write_numbers(further, bytes);
+                    write_number(*seq, bytes);
                 }
             }
             Seen::Through { epoch, seq } => {
@@ -255,6 +286,13 @@ impl fmt::Display for Cursor {
                 bytes.extend_from_slice(&seq.to_be_bytes());
             }
         }
+    }
+}
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut bytes = Vec::with_capacity(24);
+        self.write(&mut bytes);
         bytes.extend_from_slice(&crc32fast::hash(&bytes).to_be_bytes());
         f.write_str(&data_encoding::BASE64URL_NOPAD.encode(&bytes))
     }
@@ -283,37 +321,44 @@ fn parse(text: &str) -> Option<Cursor> {
     if crc32fast::hash(body) != u32::from_be_bytes(*check) {
         return None;
     }
-    match *body {
-        [VERSION_NOTHING] => Some(Cursor::start()),
-        [VERSION_THROUGH, ref payload @ ..] => {
-            let (epoch, rest) = payload.split_first_chunk::<8>()?;
-            let seq: &[u8; 8] = rest.try_into().ok()?;
-            Some(Cursor::through(Epoch(u64::from_be_bytes(*epoch)), u64::from_be_bytes(*seq)))
-        }
-        [VERSION_VISIBLE, ref payload @ ..] => {
-            let (epoch, mut rest) = payload.split_first_chunk::<8>()?;
-            let epoch = Epoch(u64::from_be_bytes(*epoch));
-            let shown = read_number(&mut rest)?.checked_sub(1);
-            let base = Arc::new(read_snapshot(&mut rest)?);
-            let further = if rest.is_empty() {
-                None
-            } else {
-                Some((Arc::new(read_snapshot(&mut rest)?), read_number(&mut rest)?))
-            };
-            rest.is_empty().then_some(Cursor(Seen::Visible { epoch, base, further, shown }))
-        }
-        [VERSION_NUMBERED, ref payload @ ..] => {
-            let (epoch, mut rest) = payload.split_first_chunk::<8>()?;
-            let epoch = Epoch(u64::from_be_bytes(*epoch));
-            let base = Arc::new(read_numbers(&mut rest)?);
-            if rest.is_empty() {
-                return Some(Cursor::numbered(epoch, base, None));
+    Cursor::read(body)
+}
+
+impl Cursor {
+    /// Reads what [`write`](Self::write) wrote.
+    pub(crate) fn read(bytes: &[u8]) -> Option<Cursor> {
+        match *bytes {
+            [VERSION_NOTHING] => Some(Cursor::start()),
+            [VERSION_THROUGH, ref payload @ ..] => {
+                let (epoch, rest) = payload.split_first_chunk::<8>()?;
+                let seq: &[u8; 8] = rest.try_into().ok()?;
+                Some(Cursor::through(Epoch(u64::from_be_bytes(*epoch)), u64::from_be_bytes(*seq)))
             }
-            let further = Arc::new(read_numbers(&mut rest)?);
-            let seq = read_number(&mut rest)?;
-            rest.is_empty().then(|| Cursor::numbered(epoch, base, Some((further, seq))))
+            [VERSION_VISIBLE, ref payload @ ..] => {
+                let (epoch, mut rest) = payload.split_first_chunk::<8>()?;
+                let epoch = Epoch(u64::from_be_bytes(*epoch));
+                let shown = read_number(&mut rest)?.checked_sub(1);
+                let base = Arc::new(read_snapshot(&mut rest)?);
+                let further = if rest.is_empty() {
+                    None
+                } else {
+                    Some((Arc::new(read_snapshot(&mut rest)?), read_number(&mut rest)?))
+                };
+                rest.is_empty().then_some(Cursor(Seen::Visible { epoch, base, further, shown }))
+            }
+            [VERSION_NUMBERED, ref payload @ ..] => {
+                let (epoch, mut rest) = payload.split_first_chunk::<8>()?;
+                let epoch = Epoch(u64::from_be_bytes(*epoch));
+                let base = Arc::new(read_numbers(&mut rest)?);
+                if rest.is_empty() {
+                    return Some(Cursor::numbered(epoch, base, None));
+                }
+                let further = Arc::new(read_numbers(&mut rest)?);
+                let seq = read_number(&mut rest)?;
+                rest.is_empty().then(|| Cursor::numbered(epoch, base, Some((further, seq))))
+            }
+            _ => None,
         }
-        _ => None,
     }
 }
 
@@ -370,7 +415,7 @@ fn read_numbers(bytes: &mut &[u8]) -> Option<Numbers> {
 }
 
 /// Seven bits a byte, the lowest first; the eighth says that more follow.
-fn write_number(mut number: u64, out: &mut Vec<u8>) {
+pub(crate) fn write_number(mut number: u64, out: &mut Vec<u8>) {
     while number >= 0x80 {
         out.push((number & 0x7f) as u8 | 0x80);
         number >>= 7;
@@ -378,7 +423,7 @@ fn write_number(mut number: u64, out: &mut Vec<u8>) {
     out.push(number as u8);
 }
 
-fn read_number(bytes: &mut &[u8]) -> Option<u64> {
+pub(crate) fn read_number(bytes: &mut &[u8]) -> Option<u64> {
     let mut number = 0_u64;
     for shift in (0..64).step_by(7) {
         let (&byte, rest) = bytes.split_first()?;

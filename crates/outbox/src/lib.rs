@@ -22,6 +22,8 @@ mod sql;
 mod sqlite;
 mod times;
 
+#[cfg(feature = "relay-nats")]
+pub use self::log::RelayOptions;
 pub use self::{
     capture::{Capture, LogStatus},
     change::{Change, Operation, Transaction},
@@ -34,7 +36,8 @@ pub use self::{
     install::{SCHEMA_VERSION, install, installed, uninstall},
     lease::Lease,
     log::{
-        Batch, Event, EventKind, Events, Follower, Log, LogOptions, Shape, Snapshot, Start, Step, TailStats, classify,
+        Batch, Event, EventKind, Events, Follower, Log, LogOptions, RelayStats, Shape, Snapshot, Start, Step,
+        TailStats, classify,
     },
     recorder::{Recorder, RecorderOptions, RecorderTransaction, Remembered},
     registry::{

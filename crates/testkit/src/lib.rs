@@ -5,6 +5,7 @@ mod authority;
 pub mod checker;
 mod database;
 mod mariadb;
+mod nats;
 mod ordinary_user;
 mod pgbouncer;
 mod postgres;
@@ -20,6 +21,7 @@ pub use self::{
     authority::Authority,
     database::TestDatabase,
     mariadb::MariadbServer,
+    nats::NatsServer,
     pgbouncer::PgBouncer,
     postgres::PostgresServer,
     proxy::{Proxy, Side},

@@ -6,15 +6,18 @@
 
 mod follow;
 mod places;
+#[cfg(feature = "relay-nats")]
+mod relay;
 mod ring;
 mod shape;
 mod snapshot;
 mod tail;
+mod upstream;
 
 use std::{
     collections::VecDeque,
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -23,12 +26,20 @@ use std::{
 use chrono::{DateTime, Utc};
 use tokio::sync::{OnceCell, watch};
 
+#[cfg(feature = "relay-nats")]
+pub use self::relay::RelayOptions;
 pub use self::{
     follow::{Follower, Step},
     shape::{Batch, Event, EventKind, Events, Shape, Start, classify},
     snapshot::Snapshot,
 };
-use self::{places::Places, ring::Ring, snapshot::Snapshots, tail::Tail};
+use self::{
+    places::Places,
+    ring::Ring,
+    snapshot::Snapshots,
+    tail::Tail,
+    upstream::{Direct, Upstream},
+};
 use crate::{
     cursor::Cursor,
     database::{Database, Pruned, Read, Stats},
@@ -62,6 +73,9 @@ pub struct LogOptions {
     pub max_snapshots: usize,
     /// How long the reader of a snapshot may take over one part of it. Default 10 s.
     pub snapshot_patience: Duration,
+    /// Where this process passes what it reads on to others, or takes what they read. Default none.
+    #[cfg(feature = "relay-nats")]
+    pub relay: Option<RelayOptions>,
 }
 
 impl Default for LogOptions {
@@ -75,6 +89,8 @@ impl Default for LogOptions {
             chunk_changes: 1_000,
             max_snapshots: 4,
             snapshot_patience: Duration::from_secs(10),
+            #[cfg(feature = "relay-nats")]
+            relay: None,
         }
     }
 }
@@ -92,9 +108,18 @@ struct Inner {
     options: LogOptions,
     /// Set once the tail runs.
     shared: OnceCell<Arc<Shared>>,
-    tail: Mutex<Option<Tail>>,
+    running: Mutex<Running>,
     chunks: Chunks,
     snapshots: Snapshots,
+}
+
+/// What runs in the background once somebody follows.
+#[derive(Debug, Default)]
+struct Running {
+    tail: Option<Tail>,
+    upstream: Option<Arc<dyn Upstream>>,
+    #[cfg(feature = "relay-nats")]
+    relay: Option<relay::Running>,
 }
 
 /// What the tail shares with those who follow.
@@ -142,6 +167,25 @@ pub struct TailStats {
     pub followers_behind: u64,
     /// How many transactions in the ring the slowest of the others has yet to take: the depth of the longest queue.
     pub queue_depth: u64,
+    /// How often the tail has asked the database for what is new.
+    pub reads: u64,
+    /// What it has by way of other processes, where there is a relay.
+    pub relay: Option<RelayStats>,
+}
+
+/// What a relay between processes has done for the tail of this one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RelayStats {
+    /// Whether this process is the one that reads the database for the others.
+    pub publishing: bool,
+    /// Whether the tail hears from the process that is, and so need not ask the database itself.
+    pub live: bool,
+    /// Stretches of the log that this process has given to others.
+    pub published: u64,
+    /// Stretches of the log that the tail took from another process, where it would else have read the database.
+    pub taken: u64,
+    /// How often what came did not continue what the tail had, so that it read the database.
+    pub fallbacks: u64,
 }
 
 impl Log {
@@ -152,7 +196,7 @@ impl Log {
             snapshots: Snapshots::new(options.max_snapshots),
             options,
             shared: OnceCell::new(),
-            tail: Mutex::default(),
+            running: Mutex::default(),
             chunks: Chunks::default(),
         };
         Self { inner: Arc::new(inner) }
@@ -233,7 +277,7 @@ impl Log {
         let ring = shared.ring.read().unwrap_or_else(PoisonError::into_inner);
         let behind = places.iter().filter(|place| place.is_none()).count();
         let slowest = places.iter().flatten().min().copied().unwrap_or(ring.next_place());
-        TailStats {
+        let mut stats = TailStats {
             running: true,
             newest_seq: Some(ring.end().position().1),
             newest_at: ring.newest_at(),
@@ -247,7 +291,17 @@ impl Log {
             followers: places.len() as u64,
             followers_behind: behind as u64,
             queue_depth: ring.next_place().saturating_sub(slowest),
+            ..TailStats::default()
+        };
+        drop(ring);
+        if let Some(upstream) = &self.running().upstream {
+            upstream.describe(&mut stats);
         }
+        stats
+    }
+
+    fn running(&self) -> MutexGuard<'_, Running> {
+        self.inner.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tries whether the doorbells of other processes are heard: `false` where there are none, or they are turned off.
@@ -259,13 +313,33 @@ impl Log {
         self.inner.database.check_doorbell().await
     }
 
+    /// Tries whether the relay can be used; `false` where there is none.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable) where NATS does not answer, and
+    /// [`ErrorKind::Setup`](crate::ErrorKind::Setup) where its stream is another's. Then the tail reads the database.
+    #[cfg(feature = "relay-nats")]
+    pub async fn check_relay(&self) -> Result<bool> {
+        match &self.inner.options.relay {
+            Some(options) => relay::check(options).await.map(|()| true),
+            None => Ok(false),
+        }
+    }
+
     /// Stops the tail. Whoever follows is told that the log has ended.
     pub async fn stop(&self) {
         if let Some(shared) = self.inner.shared.get() {
             shared.stopped.store(true, Ordering::Release);
             shared.next_place.send_modify(|_| {});
         }
-        let tail = self.inner.tail.lock().unwrap_or_else(PoisonError::into_inner).take();
+        #[cfg(feature = "relay-nats")]
+        {
+            let relay = self.running().relay.take();
+            if let Some(relay) = relay {
+                relay.stop().await;
+            }
+        }
+        let tail = self.running().tail.take();
         if let Some(tail) = tail {
             tail.stop().await;
         }
@@ -289,12 +363,27 @@ impl Log {
                     wanted: AtomicBool::new(false),
                 });
                 self.inner.database.listen();
-                let tail = Tail::start(Arc::clone(&self.inner.database), Arc::clone(&shared), options.clone(), at);
-                *self.inner.tail.lock().unwrap_or_else(PoisonError::into_inner) = Some(tail);
+                self.start(&shared, at);
                 Ok(shared)
             })
             .await
             .cloned()
+    }
+
+    fn start(&self, shared: &Arc<Shared>, at: Cursor) {
+        let Inner { database, options, .. } = &*self.inner;
+        let direct = Direct::new(Arc::clone(database), options);
+        #[cfg(feature = "relay-nats")]
+        let (upstream, relay) = relay::start(direct, &self.inner, shared);
+        #[cfg(not(feature = "relay-nats"))]
+        let upstream: Arc<dyn Upstream> = Arc::new(direct);
+        let tail = Tail::start(Arc::clone(database), Arc::clone(&upstream), Arc::clone(shared), options.clone(), at);
+        *self.running() = Running {
+            tail: Some(tail),
+            upstream: Some(upstream),
+            #[cfg(feature = "relay-nats")]
+            relay,
+        };
     }
 
     /// Reads the outbox after a cursor, as far as the ring goes. Those who ask for the same place at the same time, as after a reconnect

@@ -9,7 +9,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use super::{LogOptions, Shared};
+use super::{LogOptions, Shared, upstream::Upstream};
 use crate::{
     cursor::Cursor,
     database::{Database, Read},
@@ -35,9 +35,15 @@ pub(super) struct Tail {
 }
 
 impl Tail {
-    pub(super) fn start(database: Arc<dyn Database>, shared: Arc<Shared>, options: LogOptions, at: Cursor) -> Self {
+    pub(super) fn start(
+        database: Arc<dyn Database>,
+        upstream: Arc<dyn Upstream>,
+        shared: Arc<Shared>,
+        options: LogOptions,
+        at: Cursor,
+    ) -> Self {
         let (stop, stopped) = watch::channel(false);
-        let task = tokio::spawn(run(database, shared, options, at, stopped));
+        let task = tokio::spawn(run(database, upstream, shared, options, at, stopped));
         Self { stop, task }
     }
 
@@ -49,6 +55,7 @@ impl Tail {
 
 async fn run(
     database: Arc<dyn Database>,
+    upstream: Arc<dyn Upstream>,
     shared: Arc<Shared>,
     options: LogOptions,
     mut at: Cursor,
@@ -60,13 +67,13 @@ async fn run(
     loop {
         tokio::select! {
             // Notify to be fast, poll to be right: a doorbell may be lost, and not everybody rings.
-            _ = timeout(if database.hears_all() { options.poll_max_rung } else { wait }, doorbell.notified()) => {}
+            _ = timeout(upstream.rest(wait), doorbell.notified()) => {}
             // An error means that the log is gone, which ends this too.
             _ = stopped.wait_for(|stop| *stop) => return,
         }
         let before = at.clone();
         let looked = tokio::select! {
-            looked = advance(&*database, &shared, &options, &mut at, trouble) => looked,
+            looked = advance(&*database, &*upstream, &shared, &mut at, trouble) => looked,
             _ = stopped.wait_for(|stop| *stop) => return,
         };
         match looked {
@@ -113,15 +120,15 @@ impl Trouble {
 
 /// A look at the outbox. One that takes long is an outage, though it goes on for a while; it may be dropped at any time.
 async fn look(
-    database: &dyn Database,
+    upstream: &dyn Upstream,
     shared: &Shared,
     at: &Cursor,
-    limit: usize,
+    fresh: bool,
     trouble: Option<Trouble>,
 ) -> crate::Result<Read> {
     let Trouble { since, failures } = trouble.unwrap_or_else(Trouble::now);
     let most = (LOOK_MIN * 2_u32.saturating_pow(failures)).min(LOOK_MAX);
-    let read = timeout(most, database.read(at, None, limit));
+    let read = timeout(most, upstream.read(at, fresh));
     tokio::pin!(read);
     let read = tokio::select! {
         read = &mut read => read,
@@ -136,8 +143,8 @@ async fn look(
 /// Reads to the end of the outbox; answers whether there was anything new.
 async fn advance(
     database: &dyn Database,
+    upstream: &dyn Upstream,
     shared: &Shared,
-    options: &LogOptions,
     at: &mut Cursor,
     trouble: Option<Trouble>,
 ) -> crate::Result<bool> {
@@ -145,7 +152,7 @@ async fn advance(
     loop {
         // Before the read: who asks during it may stand at a later moment than the read's.
         let wanted = shared.wanted.swap(false, Ordering::AcqRel);
-        match look(database, shared, at, options.chunk_changes, trouble).await? {
+        match look(upstream, shared, at, wanted, trouble).await? {
             Read::Transactions { transactions, reached_end, end } => {
                 found |= !transactions.is_empty();
                 let changes: usize = transactions.iter().map(|transaction| transaction.changes.len()).sum();

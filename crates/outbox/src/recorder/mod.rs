@@ -123,6 +123,11 @@ impl Recorder {
     pub async fn connect_with(url: &str, registry: Registry, options: RecorderOptions) -> Result<Self> {
         let catalog = registry.catalog()?;
         if url.starts_with("sqlite:") {
+            #[cfg(feature = "relay-nats")]
+            if options.log.relay.is_some() {
+                let problem = "a relay is for processes on several machines, which SQLite has none of; leave it out";
+                return Err(Error::new(ErrorKind::Setup, problem));
+            }
             let database = crate::sqlite::Sqlite::connect(url, &options, Arc::clone(&catalog)).await?;
             return Ok(Self::assemble(Arc::new(database), catalog, options));
         }

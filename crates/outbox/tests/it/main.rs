@@ -15,6 +15,8 @@ mod lease;
 mod mariadb;
 mod others;
 mod pooler;
+#[cfg(feature = "relay-nats")]
+mod relay;
 mod support;
 mod tls;
 mod wal;
