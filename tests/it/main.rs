@@ -6,6 +6,7 @@ mod binary;
 mod checker;
 mod cli;
 mod clients;
+mod compose;
 mod contract;
 mod faults;
 mod locks;

@@ -18,6 +18,19 @@ use crate::{available, ordinary_user};
 /// How long a server may take to begin to answer.
 const START: Duration = Duration::from_secs(60);
 
+/// What a server for tests needs: the binary log, room for many tests, and nothing that waits for a disk.
+const SETTINGS: &[&str] = &[
+    "--server-id=1",
+    "--log-bin=bin",
+    "--binlog-format=ROW",
+    "--binlog-row-image=FULL",
+    "--binlog-row-metadata=FULL",
+    "--innodb-flush-log-at-trx-commit=0",
+    "--innodb-fast-shutdown=2",
+    "--max-connections=300",
+    "--character-set-server=utf8mb4",
+];
+
 /// A server in a temporary folder, on a free port, with the binary log on. It ends with the process, however that ends.
 #[derive(Debug)]
 pub struct MariadbServer {
@@ -50,14 +63,24 @@ impl MariadbServer {
                     return None;
                 }
                 let (server, install) = programs?;
-                Some(Self::start(&server, &install).await)
+                Some(Self::start(&server, &install, SETTINGS).await)
             })
             .await
             .as_ref()
     }
 
+    /// A server that a test has for itself, with settings of its own alone. `None` where MariaDB is not installed.
+    pub async fn own(settings: &[&str]) -> Option<Self> {
+        let programs = programs();
+        if !available("mariadb", programs.is_some()) {
+            return None;
+        }
+        let (server, install) = programs?;
+        Some(Self::start(&server, &install, settings).await)
+    }
+
     /// Starts one.
-    async fn start(server: &Path, install: &Path) -> Self {
+    async fn start(server: &Path, install: &Path, settings: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let data = folder.path().join("data");
         fs::create_dir(&data).unwrap();
@@ -76,16 +99,16 @@ impl MariadbServer {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         // The keeper waits for the pipe to close, and then stops the server at once and tidies up: this process may be gone by then. A server that
         // starts removes the temporary tables of all who share its folder for them.
-        let script = "\"$0\" --no-defaults --datadir=\"$1/data\" --tmpdir=\"$1\" --socket=\"$1/socket\" --pid-file=\"$1/pid\" --port=\"$2\" --bind-address=127.0.0.1 \
-                      --server-id=1 --log-bin=bin --binlog-format=ROW --binlog-row-image=FULL --binlog-row-metadata=FULL \
-                      --innodb-flush-log-at-trx-commit=0 --innodb-fast-shutdown=2 --max-connections=300 --character-set-server=utf8mb4 \
-                      >\"$1/log\" 2>&1 & server=$!; cat; kill -KILL $server; wait $server; rm -rf \"$1\"";
+        let script = "folder=$1; port=$2; shift 2; \"$0\" --no-defaults --datadir=\"$folder/data\" --tmpdir=\"$folder\" \
+                      --socket=\"$folder/socket\" --pid-file=\"$folder/pid\" --port=\"$port\" --bind-address=127.0.0.1 \"$@\" \
+                      >\"$folder/log\" 2>&1 & server=$!; cat; kill -KILL $server; wait $server; rm -rf \"$folder\"";
         let keeper = ordinary_user::command(Path::new("/bin/sh"), user)
             .arg("-c")
             .arg(script)
             .arg(server)
             .arg(folder.path())
             .arg(port.to_string())
+            .args(settings)
             .current_dir(folder.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
