@@ -179,7 +179,7 @@ impl Writer<'_> {
         self.part(!select.aggregates.is_empty(), sql, |sql| {
             sql.push("(SELECT ");
             sql.array(self.dialect, &select.aggregates, |sql, aggregate| {
-                self.aggregate(select, *aggregate, depth, sql)
+                self.aggregate(select, *aggregate, depth, sql);
             });
             sql.push(" FROM ");
             self.source_of_all(select, link, depth, sql);
