@@ -10,7 +10,10 @@ use std::{
 };
 
 use sqlx::{Postgres, pool::PoolConnection, postgres::PgPool};
-use tokio::time::{Instant, sleep};
+use tokio::{
+    runtime::Handle,
+    time::{Instant, sleep},
+};
 
 /// For how long an idle connection is believed to be there.
 pub(super) const TRUSTED: Duration = Duration::from_millis(500);
@@ -79,6 +82,17 @@ impl Warm {
     pub(super) fn close(&self) {
         lock(&self.state).closed = true;
         self.give_back();
+    }
+}
+
+impl Drop for State {
+    /// The pool takes connections back in a task of its own. Where the runtime is gone they are closed.
+    fn drop(&mut self) {
+        if Handle::try_current().is_err() {
+            for (connection, _) in self.idle.drain(..) {
+                drop(connection.detach());
+            }
+        }
     }
 }
 
