@@ -312,15 +312,12 @@ fn may_write(words: &Words, tables: &HashSet<String>, writers: &HashSet<String>)
         || (VERBS.iter().any(|verb| words.contains(*verb)) && words.iter().any(|word| tables.contains(word)))
 }
 
-/// The columns of an index, and how much of each it has, where that is not all.
-type Index = Vec<(String, Option<u32>)>;
-
 /// What the database has, beside its layout.
 struct Found {
     /// Of tables, and empty for views.
     engines: HashMap<String, String>,
     /// Unique indexes with their columns, and how much of each they have: table, index.
-    indexes: BTreeMap<(String, String), Index>,
+    indexes: BTreeMap<(String, String), Vec<(String, Option<u32>)>>,
     auto: HashMap<String, String>,
     routines: Vec<(String, Words)>,
     views: Vec<(String, Words)>,
@@ -337,7 +334,7 @@ impl Found {
         let views = "SELECT CAST(table_name AS CHAR), CAST(view_definition AS CHAR) FROM information_schema.views WHERE table_schema = DATABASE()";
         let indexes = "SELECT CAST(table_name AS CHAR), CAST(index_name AS CHAR), CAST(column_name AS CHAR), CAST(sub_part AS SIGNED)
             FROM information_schema.statistics WHERE table_schema = DATABASE() AND non_unique = 0 ORDER BY table_name, index_name, seq_in_index";
-        let mut unique: BTreeMap<(String, String), Index> = BTreeMap::new();
+        let mut unique: BTreeMap<(String, String), Vec<(String, Option<u32>)>> = BTreeMap::new();
         for row in query(conn, indexes).await? {
             let prefix = row.get::<Option<i64>, _>(3).and_then(|length| u32::try_from(length).ok());
             unique.entry((text(&row, 0), text(&row, 1))).or_default().push((text(&row, 2), prefix));
@@ -357,7 +354,7 @@ impl Found {
         })
     }
 
-    fn unique<'a>(&'a self, table: &'a str) -> impl Iterator<Item = &'a Index> {
+    fn unique<'a>(&'a self, table: &'a str) -> impl Iterator<Item = &'a Vec<(String, Option<u32>)>> {
         self.indexes.iter().filter(move |((of, _), _)| of == table).map(|(_, columns)| columns)
     }
 
