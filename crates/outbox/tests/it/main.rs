@@ -13,7 +13,6 @@ mod follow;
 mod hooks;
 mod lease;
 mod mariadb;
-mod mariadb_hooks;
 mod others;
 mod pooler;
 #[cfg(feature = "relay-nats")]
