@@ -16,10 +16,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::{
-    database_error, triggers,
-    warm::{TRUSTED, Warm},
-};
+use super::{database_error, triggers};
 use crate::{
     context::Context,
     error::{Error, ErrorKind, Result},
@@ -31,6 +28,8 @@ use crate::{
 const STATEMENT_CACHE: usize = 256;
 /// How long a caller waits for a connection before it is told that the database is busy.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+/// For how long an idle connection is believed to be there.
+const TRUSTED: Duration = Duration::from_millis(500);
 /// How long a caller waits before it looks whether there is a database at all, and for how long the answer holds.
 const DOUBT: Duration = Duration::from_secs(1);
 /// How long a new connection may take.
@@ -43,7 +42,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Connections {
     pool: PgPool,
-    warm: Warm,
     /// What needs a connection of its own for longer than a transaction runs on: the same, or a few that go past the pooler.
     direct_pool: PgPool,
     /// Without a pooler in between; none where only one is known.
@@ -120,7 +118,7 @@ impl Connections {
                 .connect_lazy_with(direct.clone()),
             _ => pool.clone(),
         };
-        Ok(Self { warm: Warm::new(pool.clone()), pool, direct_pool, direct, pooled, found: Mutex::default() })
+        Ok(Self { pool, direct_pool, direct, pooled, found: Mutex::default() })
     }
 
     /// A pool that the caller has.
@@ -128,7 +126,6 @@ impl Connections {
         let direct = (*pool.connect_options()).clone();
         Self {
             pool: pool.clone(),
-            warm: Warm::new(pool.clone()),
             direct_pool: pool.clone(),
             direct: Some(direct),
             pooled: false,
@@ -175,30 +172,20 @@ impl Connections {
         if self.pooled {
             return Ok(Lent::Within(self.begin("BEGIN".to_owned()).await?));
         }
-        if let Some(connection) = self.warm.take() {
-            return Ok(Lent::Whole(connection, self.warm.clone()));
-        }
         tokio::select! {
-            // Where one is free nobody looks at a clock: a timer that nothing comes of would wake the runtime's driver with each statement.
-            biased;
-            lent = self.pool.acquire() => lent.map(|connection| Lent::Whole(connection, self.warm.clone())).map_err(database_error),
+            lent = self.pool.acquire() => lent.map(Lent::Whole).map_err(database_error),
             error = self.gone() => Err(error),
         }
     }
 
     pub(super) async fn begin(&self, sql: String) -> Result<Transaction<'static, Sqlx>> {
-        if self.pool.num_idle() == 0 {
-            self.warm.give_back();
-        }
         tokio::select! {
-            biased;
             begun = self.pool.begin_with(AssertSqlSafe(sql)) => begun.map_err(database_error),
             error = self.gone() => Err(error),
         }
     }
 
     pub(super) async fn close(&self) {
-        self.warm.close();
         self.pool.close().await;
         self.direct_pool.close().await;
     }
@@ -234,18 +221,15 @@ impl Connections {
 
 /// A connection, or as much of one as a pooler lends.
 pub(super) enum Lent {
-    Whole(PoolConnection<Sqlx>, Warm),
+    Whole(PoolConnection<Sqlx>),
     Within(Transaction<'static, Sqlx>),
 }
 
 impl Lent {
-    /// Keeps what was written; and the connection, for the next statement. One that has failed, or was given up half way, is the pool's to look after.
+    /// Keeps what was written.
     pub(super) async fn done(self) -> Result<(), sqlx::Error> {
         match self {
-            Self::Whole(connection, warm) => {
-                warm.keep(connection);
-                Ok(())
-            }
+            Self::Whole(_) => Ok(()),
             Self::Within(transaction) => transaction.commit().await,
         }
     }
@@ -256,7 +240,7 @@ impl Deref for Lent {
 
     fn deref(&self) -> &PgConnection {
         match self {
-            Self::Whole(conn, _) => conn,
+            Self::Whole(conn) => conn,
             Self::Within(transaction) => transaction,
         }
     }
@@ -265,7 +249,7 @@ impl Deref for Lent {
 impl DerefMut for Lent {
     fn deref_mut(&mut self) -> &mut PgConnection {
         match self {
-            Self::Whole(conn, _) => conn,
+            Self::Whole(conn) => conn,
             Self::Within(transaction) => transaction,
         }
     }

@@ -339,7 +339,6 @@ pub(super) async fn fetch(database: &Postgres, selects: &[Select], with_cursor: 
     let values = SqlxValues(sea_orm::sea_query::Values(sql.values));
     let query = sqlx::query_with(AssertSqlSafe(sql.text), values).persistent(named);
     let row = query.fetch_one(&mut *conn).await.map_err(database_error)?;
-    conn.done().await.map_err(database_error)?;
     let first = if with_cursor { Moment::COLUMNS } else { 0 };
     let parts = (first..first + selects.len())
         .map(|index| row.try_get(index))

@@ -12,7 +12,6 @@ mod session;
 mod statement;
 mod triggers;
 mod wal;
-mod warm;
 
 use std::{
     fmt,
@@ -289,9 +288,13 @@ impl Database for Postgres {
                 if writes && (self.connections.pooled || *context != Context::default()) {
                     return self.in_transaction(statement, text, context).await;
                 }
-                let (mut conn, named) = (self.connections.lend().await?, self.connections.named());
-                let answer = session::run_as_it_is(&mut conn, statement, text, named).await?;
-                conn.done().await.map_err(session::exec_error)?;
+                let answer = session::run_as_it_is(
+                    &mut *self.connections.lend().await?,
+                    statement,
+                    text,
+                    self.connections.named(),
+                )
+                .await?;
                 if writes {
                     self.doorbell.ring();
                 }

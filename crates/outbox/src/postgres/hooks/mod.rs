@@ -176,8 +176,7 @@ impl Schema {
             // The database says that this cannot be.
             return session::run_as_it_is(conn, statement, text, named).await;
         }
-        // A text of several statements takes no values.
-        let mut given = statement.values.map(|values| values.0).unwrap_or_default();
+        let given = statement.values.map(|values| values.0).unwrap_or_default();
         let mut answer = Answer::default();
         for step in &program.steps {
             if given.len() != step.values {
@@ -186,11 +185,10 @@ impl Schema {
             }
             // A text of statements without values is often one that never comes again.
             let how = How { rows: step.rows, prepared: named && text == Text::One };
-            let given = std::mem::take(&mut given);
             answer.extend(match &step.way {
                 Way::Plain(sql) => session::run_raw(conn, sql).await?,
-                Way::One(sql) => session::run(conn, sql, Values(with_context(given, context)), how).await?,
-                Way::Cascade(cascade) => cascade.run(conn, self, given, context, how).await?,
+                Way::One(sql) => session::run(conn, sql, Values(with_context(given.clone(), context)), how).await?,
+                Way::Cascade(cascade) => cascade.run(conn, self, given.clone(), context, how).await?,
             });
         }
         Ok(answer)
