@@ -172,6 +172,8 @@ impl From<DbErr> for Error {
                 Some(sqlx::Error::Io(_) | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed) => {
                     ErrorKind::Unavailable
                 }
+                // Who hangs up when asked for TLS has answered with nothing, which sqlx takes for a zero. Its kind is that of other mistakes too.
+                Some(sqlx::Error::Protocol(what)) if what.contains("SSLRequest: 0x00") => ErrorKind::Unavailable,
                 _ if matches!(error, DbErr::ConnectionAcquire(_)) => ErrorKind::Busy,
                 _ => ErrorKind::Database,
             },

@@ -7,7 +7,7 @@ use std::{
 };
 
 use sqlx::{
-    AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, Postgres as Sqlx, Row, Transaction,
+    AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, Postgres as Sqlx, Row, SqlSafeStr, Transaction,
     pool::PoolConnection,
     postgres::{PgConnectOptions, PgPool, PgPoolOptions},
 };
@@ -172,15 +172,24 @@ impl Connections {
         if self.pooled {
             return Ok(Lent::Within(self.begin("BEGIN".to_owned()).await?));
         }
+        self.acquire().await.map(Lent::Whole)
+    }
+
+    async fn acquire(&self) -> Result<PoolConnection<Sqlx>> {
         tokio::select! {
-            lent = self.pool.acquire() => lent.map(Lent::Whole).map_err(database_error),
+            lent = self.pool.acquire() => lent.map_err(database_error),
             error = self.gone() => Err(error),
         }
     }
 
+    /// A transaction. sqlx knows of it once `BEGIN` is answered: had the caller gone before, the connection would serve others with the transaction
+    /// open. So a task sees it through, and rolls back what nobody takes.
     pub(super) async fn begin(&self, sql: String) -> Result<Transaction<'static, Sqlx>> {
+        let connection = self.acquire().await?;
+        let begin = tokio::spawn(Transaction::begin(connection, Some(AssertSqlSafe(sql).into_sql_str())));
         tokio::select! {
-            begun = self.pool.begin_with(AssertSqlSafe(sql)) => begun.map_err(database_error),
+            // Only a runtime that ends stops the task.
+            begun = begin => begun.unwrap_or(Err(sqlx::Error::PoolClosed)).map_err(database_error),
             error = self.gone() => Err(error),
         }
     }
