@@ -77,10 +77,34 @@ pub struct Like {
     pub escape: Option<char>,
 }
 
+/// A piece of a `LIKE` pattern.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// Any text.
+    Many,
+    /// One character, whichever it is.
+    One,
+    /// This character.
+    Char(char),
+}
+
 impl Like {
     /// A pattern as a user wrote it, without an escape character.
     pub fn pattern(pattern: impl Into<String>) -> Self {
         Self { pattern: pattern.into(), escape: None }
+    }
+
+    /// What the pattern asks for, piece by piece. It ends at a zero character, as on SQLite, or at an escape character with nothing behind it.
+    pub(crate) fn parts(&self) -> impl Iterator<Item = Part> {
+        let mut chars = until_zero(&self.pattern).chars();
+        std::iter::from_fn(move || {
+            Some(match chars.next()? {
+                c if Some(c) == self.escape => Part::Char(chars.next()?),
+                '%' => Part::Many,
+                '_' => Part::One,
+                c => Part::Char(c),
+            })
+        })
     }
 
     /// Text that has the given text at its start, end or anywhere, taken literally.
@@ -100,6 +124,10 @@ impl Like {
         }
         Self { pattern, escape: Some('\\') }
     }
+}
+
+fn until_zero(text: &str) -> &str {
+    text.split('\0').next().unwrap_or_default()
 }
 
 /// How deeply a filter may nest. Evaluation is recursive, so this bounds the stack.

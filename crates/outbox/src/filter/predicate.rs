@@ -3,7 +3,7 @@ use std::{cmp::Ordering, sync::Arc};
 use rust_decimal::Decimal;
 use sea_orm::sea_query::{OptionEnum, Value};
 
-use super::{ArrayOperator, Collation, Comparison, Filter, Like, Semantics};
+use super::{ArrayOperator, Collation, Comparison, Filter, Like, Part, Semantics, until_zero};
 use crate::{
     cell,
     error::{Error, ErrorKind, Result},
@@ -316,31 +316,11 @@ fn canonical(value: &Value) -> Option<String> {
 #[derive(Debug, Clone)]
 struct LikePattern(Box<[Part]>);
 
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Part {
-    Many,
-    One,
-    Char(char),
-}
-
 impl LikePattern {
     fn new(like: &Like) -> Self {
-        let mut parts = Vec::with_capacity(like.pattern.len());
-        let mut chars = until_zero(&like.pattern).chars();
-        while let Some(c) = chars.next() {
-            match c {
-                _ if Some(c) == like.escape => {
-                    if let Some(next) = chars.next() {
-                        parts.push(Part::Char(next));
-                    }
-                }
-                // Two wildcards in a row say what one says.
-                '%' if parts.last() == Some(&Part::Many) => {}
-                '%' => parts.push(Part::Many),
-                '_' => parts.push(Part::One),
-                _ => parts.push(Part::Char(c)),
-            }
-        }
+        let mut parts: Vec<Part> = like.parts().collect();
+        // Two wildcards in a row say what one says.
+        parts.dedup_by(|part, before| (*part, *before) == (Part::Many, Part::Many));
         Self(parts.into_boxed_slice())
     }
 
@@ -368,10 +348,6 @@ impl LikePattern {
         }
         self.0[part..].iter().all(|part| *part == Part::Many)
     }
-}
-
-fn until_zero(text: &str) -> &str {
-    text.split('\0').next().unwrap_or_default()
 }
 
 #[cfg(test)]

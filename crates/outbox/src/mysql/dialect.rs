@@ -3,7 +3,7 @@
 use sea_orm::{DbBackend, sea_query::Value};
 
 use crate::{
-    filter::{Comparison, Like},
+    filter::{Comparison, Like, Part},
     registry::Kind,
     sql::{Column, Dialect, Sql},
 };
@@ -175,19 +175,14 @@ fn operand(value: &Value) -> Value {
 
 /// The pattern with `|` as the character that escapes. MariaDB takes an empty `ESCAPE` for a backslash in some statements and for none in others.
 fn escaped(like: &Like) -> String {
-    let pattern = like.pattern.split('\0').next().unwrap_or_default();
-    let mut out = String::with_capacity(pattern.len());
-    let mut chars = pattern.chars();
-    while let Some(mut c) = chars.next() {
-        let escapes = Some(c) == like.escape;
-        if escapes {
-            let Some(next) = chars.next() else { break };
-            c = next;
+    let mut out = String::with_capacity(like.pattern.len());
+    for part in like.parts() {
+        match part {
+            Part::Many => out.push('%'),
+            Part::One => out.push('_'),
+            Part::Char(c @ ('%' | '_' | '|')) => out.extend(['|', c]),
+            Part::Char(c) => out.push(c),
         }
-        if c == '|' || escapes && matches!(c, '%' | '_') {
-            out.push('|');
-        }
-        out.push(c);
     }
     out
 }

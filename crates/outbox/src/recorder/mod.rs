@@ -122,6 +122,7 @@ impl Recorder {
     /// As [`connect`](Self::connect).
     pub async fn connect_with(url: &str, registry: Registry, options: RecorderOptions) -> Result<Self> {
         let catalog = registry.catalog()?;
+        choose_cryptography();
         if url.starts_with("sqlite:") {
             #[cfg(feature = "relay-nats")]
             if options.log.relay.is_some() {
@@ -153,6 +154,7 @@ impl Recorder {
     /// As [`connect`](Self::connect).
     pub fn new(connection: &DatabaseConnection, registry: Registry) -> Result<Self> {
         let catalog = registry.catalog()?;
+        choose_cryptography();
         let database: Arc<dyn Database> = match connection.get_database_backend() {
             DbBackend::Sqlite => {
                 let pool = connection.get_sqlite_connection_pool();
@@ -437,4 +439,10 @@ where
             Err(TransactionError::Transaction(error))
         }
     }
+}
+
+/// What this crate uses brings more than one implementation of TLS's cryptography along, and rustls wants to be told which to take. This crate's is
+/// ring; a program that has chosen another before keeps it.
+fn choose_cryptography() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
 }

@@ -68,8 +68,6 @@ impl Line {
         let addresses = addresses.map_err(|_| {
             Error::new(ErrorKind::Setup, "the relay's URL is none of a NATS server (`nats://host:4222`)")
         })?;
-        // More than one implementation is compiled in, and this crate's is ring. Somebody may have chosen another before.
-        let _ = async_nats::rustls::crypto::ring::default_provider().install_default();
         let connecting = ConnectOptions::new()
             .name("tidewire relay")
             .connection_timeout(STEP)

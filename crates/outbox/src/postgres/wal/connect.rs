@@ -1,8 +1,9 @@
 //! The replication connection, which is another crate's: its options are made of those of all other connections, so that one URL means the same to
 //! both.
 
-use std::{path::PathBuf, time::Duration};
+use std::{borrow::Cow, path::PathBuf, time::Duration};
 
+use percent_encoding::percent_decode_str;
 use pgwire_replication::{Lsn, PgWireError, ReplicationConfig, SslMode, TlsConfig};
 use sqlx::{
     ConnectOptions,
@@ -87,21 +88,6 @@ fn file(options: &PgConnectOptions, name: &str) -> Result<Option<PathBuf>> {
 }
 
 /// Of a part of a URL, what it says.
-fn decoded(part: &str) -> String {
-    let bytes = part.as_bytes();
-    let digit = |index: usize| bytes.get(index).and_then(|byte| char::from(*byte).to_digit(16));
-    let (mut out, mut index) = (Vec::with_capacity(bytes.len()), 0);
-    while index < bytes.len() {
-        match (bytes[index], digit(index + 1), digit(index + 2)) {
-            (b'%', Some(high), Some(low)) => {
-                out.push((high * 16 + low) as u8);
-                index += 3;
-            }
-            (byte, ..) => {
-                out.push(byte);
-                index += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
+fn decoded(part: &str) -> Cow<'_, str> {
+    percent_decode_str(part).decode_utf8_lossy()
 }
