@@ -13,3 +13,4 @@ mod locks;
 mod mariadb;
 mod outages;
 mod postgres;
+mod privacy;
