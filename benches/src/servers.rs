@@ -26,7 +26,7 @@ const FOLLOWED: usize = 500;
 const PAUSE: Duration = Duration::from_millis(3);
 
 pub(crate) const POSTGRES: &[Capture] = &[Capture::Hooks, Capture::Triggers, Capture::Log];
-pub(crate) const MARIADB: &[Capture] = &[Capture::Triggers];
+pub(crate) const MARIADB: &[Capture] = &[Capture::Hooks, Capture::Triggers];
 
 /// A way to write: with a capture, or plainly. Each has a database of its own, so that no table is larger than another.
 struct Way {

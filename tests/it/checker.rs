@@ -148,6 +148,19 @@ async fn checker_publisher() {
     std::future::pending::<()>().await;
 }
 
+/// On three nodes.
+#[tokio::test(flavor = "multi_thread")]
+async fn subscribers_see_every_change_once_in_order_and_whole_on_mariadb_by_hooks() {
+    let Some(database) = TestDatabase::mariadb().await else { return };
+    let database = database.captured_by(Capture::Hooks);
+    let recorder = database.recorder_with(domain::registry(), forgetful(), domain::create).await;
+    let mut nodes = Vec::new();
+    for _ in 0..3 {
+        nodes.push(Recorder::connect_with(database.url(), domain::registry(), forgetful()).await.unwrap());
+    }
+    check(&database, &recorder, &nodes, Vec::new(), None, changes(50_000)).await;
+}
+
 async fn on_three_nodes(capture: Capture) {
     let Some(mut server) = PostgresServer::own(&[]).await else { return };
     let database = TestDatabase::at(server.create().await).captured_by(capture);

@@ -28,6 +28,12 @@ impl Place {
         self.place.succeed(&[arguments, &["--database", &self.url]].concat()).await
     }
 
+    /// Has what anybody writes recorded.
+    async fn install_triggers(&self) {
+        self.place.settings("[database]\ncapture = \"triggers\"");
+        self.succeed(&["capture", "install"]).await;
+    }
+
     async fn serve(&self) -> Running {
         Running::start(self.place.command(&["serve", "--listen", "127.0.0.1:0", "--database", &self.url])).await
     }
@@ -47,6 +53,7 @@ async fn changes(socket: &mut WebSocketClient) -> Value {
 #[tokio::test]
 async fn what_other_programs_write_reaches_subscribers() {
     let Some(place) = Place::new().await else { return };
+    place.install_triggers().await;
     let server = place.serve().await;
     let mut socket = WebSocketClient::connect(&server.websocket()).await;
     socket.subscribe("1", LABELS, json!({})).await;
@@ -87,7 +94,14 @@ async fn what_other_programs_write_reaches_subscribers() {
 #[tokio::test]
 async fn capture_is_installed_removed_and_missed() {
     let Some(place) = Place::new().await else { return };
+    assert!(place.succeed(&["capture", "status"]).await.contains("8 entities are recorded by hooks"));
+    place.succeed(&["doctor"]).await;
+    place.install_triggers().await;
     assert!(place.succeed(&["capture", "status"]).await.contains("8 entities are recorded by triggers"));
+    place.succeed(&["capture", "remove"]).await;
+    let (healthy, text) = place.place.run(&["doctor", "--database", &place.url]).await;
+    assert!(!healthy && text.contains("captured by hooks, and the settings say triggers"), "{text}");
+    place.succeed(&["capture", "install"]).await;
     let other = Database::connect(&place.url).await.unwrap();
     let drift = async |sql: &str| {
         other.execute_unprepared(sql).await.unwrap();

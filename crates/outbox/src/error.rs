@@ -214,8 +214,8 @@ fn mysql_kind(number: u16) -> ErrorKind {
     match number {
         // Deadlocks, locks that are not to be had, no room for one more connection, and a server that stops.
         1213 | 1205 | 1040 | 1203 | 1226 | 1053 => ErrorKind::Busy,
-        // A read-only server or transaction, and a full disk or table space.
-        1290 | 1836 | 1792 | 1021 | 1026 | 1114 => ErrorKind::Unwritable,
+        // A read-only server or transaction, and a full disk or table space; 3 is of the files below the tables.
+        1290 | 1836 | 1792 | 1021 | 1026 | 1114 | 3 => ErrorKind::Unwritable,
         _ => ErrorKind::Database,
     }
 }

@@ -11,6 +11,7 @@ pub enum Target {
     PostgresHooks,
     PostgresTriggers,
     PostgresLog,
+    MariadbHooks,
     MariadbTriggers,
 }
 
@@ -23,6 +24,7 @@ impl Target {
             Self::PostgresHooks => (TestDatabase::postgres().await, Capture::Hooks),
             Self::PostgresTriggers => (TestDatabase::postgres().await, Capture::Triggers),
             Self::PostgresLog => (TestDatabase::postgres().await, Capture::Log),
+            Self::MariadbHooks => (TestDatabase::mariadb().await, Capture::Hooks),
             Self::MariadbTriggers => (TestDatabase::mariadb().await, Capture::Triggers),
         };
         Some(database?.captured_by(capture))
@@ -58,6 +60,7 @@ macro_rules! on_every_target {
                 postgres_hooks: PostgresHooks,
                 postgres_triggers: PostgresTriggers,
                 postgres_log: PostgresLog,
+                mariadb_hooks: MariadbHooks,
                 mariadb_triggers: MariadbTriggers,
             }
         }

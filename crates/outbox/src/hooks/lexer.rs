@@ -9,7 +9,7 @@ use sqlparser::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Syntax {
     Postgres,
-    #[allow(dead_code, reason = "capture on MySQL and MariaDB reads by it")]
+    /// MariaDB's too.
     MySql,
 }
 
@@ -73,6 +73,12 @@ impl Places<'_> {
         let offset = self.rest.offset();
         (offset <= self.len).then_some(offset)
     }
+}
+
+/// How many values a clause takes by placeholders without numbers. `None` where it cannot be read.
+pub(crate) fn placeholders(clause: &str, syntax: Syntax) -> Option<usize> {
+    let is_one = |lexeme: &Lexeme| matches!(lexeme.token, Token::Placeholder(_));
+    Some(lex(clause, syntax)?.iter().filter(|lexeme| is_one(lexeme)).count())
 }
 
 /// The words of a text, quoted ones too, in lower case. `None` where it cannot be read.

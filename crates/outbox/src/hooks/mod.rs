@@ -17,9 +17,9 @@ use std::{
 };
 
 pub(crate) use self::{
-    lexer::{Syntax, words},
+    lexer::{Syntax, placeholders, words},
     reader::read,
-    script::{Action, Assignment, Conflict, Effect, Piece, Script, TableName, Verb, Write},
+    script::{Action, Assignment, Conflict, Effect, JoinedWrite, Piece, Script, TableName, Verb, Write},
 };
 
 /// What was made of texts, each once.

@@ -7,7 +7,7 @@ use sqlparser::tokenizer::Token;
 
 use super::{
     lexer::{Lexeme, Syntax, lex},
-    script::{Action, Assignment, Conflict, Effect, Piece, Script, TableName, Verb, With, Write},
+    script::{Action, Assignment, Conflict, Effect, JoinedWrite, Piece, Script, TableName, Verb, With, Write},
 };
 
 /// Reads a text.
@@ -176,14 +176,18 @@ impl<'a> Reader<'a> {
         ) {
             at += 1;
         }
+        let lead_end = at;
         let lead = self.slice(verb + 1, at).unwrap_or_default();
         let words: Vec<String> = (verb..at).map(|at| self.word(at)).collect();
-        let several = || Effect::Opaque { what: format!("{} of several tables", words[0]), tables: Some(self.names()) };
-        let first = at;
-        let Some((table, behind)) = self.name(at) else {
-            // `DELETE a, b FROM …` is read below; anything else is no name.
-            return None;
+        let several = || {
+            let joined = (verb == 0 && self.syntax == Syntax::MySql).then(|| self.joined(lead_end)).flatten();
+            joined.map_or_else(
+                || Effect::Opaque { what: format!("{} of several tables", words[0]), tables: Some(self.names()) },
+                |write| Effect::JoinedWrite(Box::new(write)),
+            )
         };
+        let first = at;
+        let (table, behind) = self.name(at)?;
         at = behind;
         let table_text = self.slice(first, at)?;
         if self.is(at, &Token::Mul) {
@@ -243,6 +247,55 @@ impl<'a> Reader<'a> {
             Verb::Merge => return None,
         }
         Some(Effect::Write(Box::new(write)))
+    }
+
+    /// Reads MySQL's `UPDATE a JOIN b … SET …`, `DELETE a FROM a JOIN b …` and `DELETE FROM a USING a JOIN b …`, from behind the verb's words on.
+    /// `None` for those with derived tables, partitions, or an `ORDER BY`.
+    fn joined(self, at: usize) -> Option<JoinedWrite> {
+        let end = self.lexemes.len();
+        let updates = self.word(0) == "UPDATE";
+        let filter = self.keyword(at, end, "WHERE").unwrap_or(end);
+        // What `DELETE HISTORY` removes are no rows of now.
+        let of_history = self.word(at) == "HISTORY" && self.word(at + 1) == "FROM";
+        if of_history || self.limit(at, end).is_some() || self.keyword(at, end, "RETURNING").is_some() {
+            return None;
+        }
+        let (start, behind) = if updates {
+            (at, self.keyword(at, filter, "SET")?)
+        } else {
+            let from = self.keyword(at, filter, "FROM").or_else(|| self.keyword(at, filter, "USING"))?;
+            (from + 1, filter)
+        };
+        Some(JoinedWrite {
+            verb: if updates { Verb::Update } else { Verb::Delete },
+            head: self.slice(0, filter)?,
+            sources: self.slice(start, behind)?,
+            tables: self.tables(start, behind)?,
+            set: if updates { self.assignments(behind + 1, filter)? } else { Vec::new() },
+            filter: if filter < end { Some(self.slice(filter + 1, end)?) } else { None },
+        })
+    }
+
+    /// The tables of a `FROM`, each with how its columns are qualified. `None` where one of them is no plain table.
+    fn tables(self, start: usize, end: usize) -> Option<Vec<(TableName, String)>> {
+        let mut found = Vec::new();
+        let mut at = start;
+        while at < end {
+            let (name, behind) = self.name(at)?;
+            let explicit = self.word(behind) == "AS";
+            let place = behind + usize::from(explicit);
+            let named = place < end && matches!(self.lexemes[place].token, Token::Word(_));
+            let aliased = explicit || (named && !follows_a_table(&self.word(place)));
+            if matches!(self.word(behind).as_str(), "PARTITION" | "FOR") || (explicit && !named) {
+                return None;
+            }
+            let qualifier = if aliased { self.slice(place, place + 1)? } else { self.slice(at, behind)? };
+            found.push((name, qualifier));
+            let separates =
+                |at: usize| self.is(at, &Token::Comma) || matches!(self.word(at).as_str(), "JOIN" | "STRAIGHT_JOIN");
+            at = self.find(behind, end, separates).map_or(end, |separator| separator + 1);
+        }
+        Some(found)
     }
 
     /// Reads `[AS] alias` that fills the range; whether it does.
@@ -357,7 +410,8 @@ impl<'a> Reader<'a> {
             } else {
                 vec![self.column(start, equals)?]
             };
-            Some(Assignment { columns, text })
+            let (target, value) = (self.slice(start, equals)?, self.slice(equals + 1, end)?);
+            Some(Assignment { columns, text, target, value })
         };
         self.commas(start, end).into_iter().map(of).collect()
     }
@@ -552,6 +606,25 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// Whether an unquoted word behind a table in a `FROM` is no alias of it.
+fn follows_a_table(word: &str) -> bool {
+    matches!(
+        word,
+        "ON" | "USING"
+            | "JOIN"
+            | "INNER"
+            | "LEFT"
+            | "RIGHT"
+            | "CROSS"
+            | "NATURAL"
+            | "STRAIGHT_JOIN"
+            | "USE"
+            | "FORCE"
+            | "IGNORE"
+            | "PARTITION"
+    )
+}
+
 /// Whether a name is of one of Tidewire's own tables.
 fn is_own(name: &str) -> bool {
     name.get(..9).is_some_and(|start| start.eq_ignore_ascii_case("tidewire_"))
@@ -700,13 +773,54 @@ mod tests {
         let Effect::Write(write) = one("UPDATE t SET t.a = 1 WHERE b = 'it\\'s' ORDER BY c LIMIT 1") else { panic!() };
         assert_eq!((write.filter, write.limit), (text("b = 'it\\'s'"), text("ORDER BY c LIMIT 1")));
         assert_eq!(write.set[0].columns, ["a"]);
-        for sql in [
-            "UPDATE a JOIN b ON TRUE SET a.x = 1",
-            "UPDATE a, b SET a.x = 1",
-            "DELETE a FROM a JOIN b ON TRUE",
-            "DELETE FROM a USING a JOIN b ON TRUE",
+        for (sql, head, sources, tables, filter) in [
+            (
+                "UPDATE a JOIN b ON f(a, b) SET a.x = 1",
+                "UPDATE a JOIN b ON f(a, b) SET a.x = 1",
+                "a JOIN b ON f(a, b)",
+                "a/a b/b",
+                "",
+            ),
+            (
+                "UPDATE s.a AS x, `b` y SET x.x = 1 WHERE y.z",
+                "UPDATE s.a AS x, `b` y SET x.x = 1",
+                "s.a AS x, `b` y",
+                "s.a/x b/y",
+                "y.z",
+            ),
+            (
+                "DELETE a FROM a LEFT JOIN b USING (i) WHERE 1",
+                "DELETE a FROM a LEFT JOIN b USING (i)",
+                "a LEFT JOIN b USING (i)",
+                "a/a b/b",
+                "1",
+            ),
+            (
+                "DELETE FROM x USING a x NATURAL JOIN b",
+                "DELETE FROM x USING a x NATURAL JOIN b",
+                "a x NATURAL JOIN b",
+                "a/x b/b",
+                "",
+            ),
         ] {
-            assert!(matches!(one(sql), Effect::Opaque { .. }), "{sql}");
+            let Effect::JoinedWrite(write) = one(sql) else { panic!("{sql}") };
+            let named: Vec<String> = write.tables.iter().map(|(name, row)| format!("{name}/{row}")).collect();
+            assert_eq!((write.head.as_str(), write.sources.as_str()), (head, sources), "{sql}");
+            assert_eq!(
+                (named.join(" ").as_str(), write.filter.unwrap_or_default().as_str()),
+                (tables, filter),
+                "{sql}"
+            );
+        }
+        for sql in [
+            "UPDATE a PARTITION (p), b SET a.x = 1",
+            "UPDATE a FOR PORTION OF p FROM 1 TO 2 SET x = 1",
+            "DELETE FROM a FOR PORTION OF p FROM 1 TO 2",
+            "UPDATE a, (SELECT 1) b SET a.x = 1",
+            "UPDATE a, b SET a.x = 1 ORDER BY a.x LIMIT 1",
+            "DELETE HISTORY FROM a",
+        ] {
+            assert!(matches!(one(sql), Effect::Opaque { .. }), "{sql}: {:?}", one(sql));
         }
         assert!(matches!(one("REPLACE INTO t VALUES (1)"), Effect::Write(write) if write.replaces));
         assert_eq!(one("/*!50000 DELETE FROM t */"), Effect::Unreadable);

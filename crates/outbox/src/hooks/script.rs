@@ -31,6 +31,8 @@ pub(crate) enum Effect {
     Read,
     /// Writes rows of one table.
     Write(Box<Write>),
+    /// Writes rows of joined tables, as MySQL can.
+    JoinedWrite(Box<JoinedWrite>),
     /// Writes in another way, or may: `TRUNCATE`, `COPY`, definitions.
     Opaque {
         /// `TRUNCATE`, `ALTER TABLE`.
@@ -113,6 +115,23 @@ pub(crate) struct Write {
     pub(crate) returning: Option<Vec<String>>,
 }
 
+/// MySQL's `UPDATE` or `DELETE` of rows of joined tables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct JoinedWrite {
+    /// [`Verb::Update`] or [`Verb::Delete`].
+    pub(crate) verb: Verb,
+    /// Everything before the `WHERE`.
+    pub(crate) head: String,
+    /// The joined tables, as a `FROM` has them.
+    pub(crate) sources: String,
+    /// Each of them, and how its columns are qualified.
+    pub(crate) tables: Vec<(TableName, String)>,
+    /// What an update assigns.
+    pub(crate) set: Vec<Assignment>,
+    /// The `WHERE`.
+    pub(crate) filter: Option<String>,
+}
+
 /// A `WITH` before a write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct With {
@@ -125,6 +144,9 @@ pub(crate) struct With {
 pub(crate) struct Assignment {
     pub(crate) columns: Vec<String>,
     pub(crate) text: String,
+    /// What stands before the equals sign, and behind it.
+    pub(crate) target: String,
+    pub(crate) value: String,
 }
 
 /// `ON CONFLICT …`, `ON DUPLICATE KEY UPDATE …`.

@@ -1,10 +1,11 @@
 //! MariaDB.
 //!
-//! MySQL speaks the same protocol and is refused when it is connected to: it has no `@@last_gtid` by which triggers tell transactions apart, no limit inside
-//! `GROUP_CONCAT`, and nobody has tried.
+//! MySQL speaks the same protocol and is refused when it is connected to: it has no `@@last_gtid` by which triggers tell transactions apart, no `RETURNING`, no
+//! limit inside `GROUP_CONCAT`, and nobody has tried.
 
 mod cascade;
 mod dialect;
+mod hooks;
 mod layout;
 mod log;
 mod packed;
@@ -32,7 +33,13 @@ use sqlx::{
 };
 use tokio::sync::{Notify, OnceCell};
 
-use self::{dialect::MysqlDialect, session::MysqlSession, settle::Settling, statement::Effect};
+use self::{
+    dialect::MysqlDialect,
+    hooks::{Hooks, Program, Progress, Schema},
+    session::{Capturing, Held, MysqlSession},
+    settle::Settling,
+    statement::Effect,
+};
 use crate::{
     capture::{self, Capture},
     context::Context,
@@ -67,6 +74,7 @@ pub(crate) struct Mysql {
     /// How the options want it captured.
     wanted: Option<Capture>,
     captured: OnceCell<Capture>,
+    hooks: Hooks,
     semantics: OnceLock<Arc<Semantics>>,
 }
 
@@ -138,6 +146,7 @@ impl Mysql {
         catalog: Arc<Catalog>,
     ) -> Self {
         Self {
+            hooks: Hooks::new(Arc::clone(&catalog)),
             catalog,
             connection,
             pool,
@@ -165,15 +174,69 @@ impl Mysql {
             let found = self.capture().await?;
             match self.wanted {
                 Some(wanted) if wanted != found => Err(capture::mismatch(found, wanted)),
-                _ if found != Capture::Triggers => Err(Error::new(
-                    ErrorKind::Setup,
-                    "on MariaDB nothing is recorded without triggers. `tidewire capture install` puts them in place, where `capture` in [database] \
-                     says \"triggers\", or `Recorder::install_capture` from a program",
-                )),
                 _ => Ok(found),
             }
         });
         captured.await.copied()
+    }
+
+    /// As a new transaction is to be recorded.
+    async fn capturing(&self) -> Result<Capturing> {
+        Ok(match self.captured().await? {
+            Capture::Hooks => Capturing::Hooks(self.hooks.schema(&self.pool).await?),
+            Capture::Triggers | Capture::Log => Capturing::Triggers,
+        })
+    }
+
+    /// What hooks have to do for a text. `None` where it is sent as it came.
+    async fn hooked(&self, sql: &str, effect: Effect) -> Result<Option<(Arc<Schema>, Arc<Program>)>> {
+        let captured = match effect {
+            Effect::Write => Some(self.captured().await?),
+            // Reading goes on where capture is not in place.
+            Effect::Read => self.captured().await.ok(),
+        };
+        if captured != Some(Capture::Hooks) {
+            return Ok(None);
+        }
+        let schema = self.hooks.schema(&self.pool).await?;
+        if effect == Effect::Read && !schema.has_functions() {
+            return Ok(None);
+        }
+        let program = schema.program(sql)?;
+        Ok((!program.is_plain()).then_some((schema, program)))
+    }
+
+    /// Runs a text that writes synced rows, in a transaction of its own.
+    async fn record(
+        &self,
+        (schema, program): (Arc<Schema>, Arc<Program>),
+        statement: Statement,
+        text: Text,
+        context: &Context,
+    ) -> Result<Executed, DbErr> {
+        let mut held = Held::new(&self.pool).await?;
+        let conn = held.connection();
+        let mut progress = Progress::new();
+        let begin = format!("START TRANSACTION; {}", progress.enter());
+        conn.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(begin))).await.map_err(session::exec_error)?;
+        progress.commits = program.is_single();
+        let done = schema.run(conn, &program, statement, text, context, &mut progress).await;
+        let end = match done {
+            Ok(_) if progress.committed => "",
+            Ok(_) => "COMMIT",
+            Err(_) => "ROLLBACK",
+        };
+        let ended = match end {
+            "" => Ok(()),
+            end => conn.execute(sqlx::raw_sql(end)).await.map(drop).map_err(session::exec_error),
+        };
+        if ended.is_ok() {
+            held.free();
+        }
+        let executed = done?;
+        ended?;
+        self.doorbell.notify_one();
+        Ok(executed)
     }
 
     fn effect(sql: &str) -> Result<Effect, DbErr> {
@@ -262,6 +325,9 @@ impl Database for Mysql {
         let mut conn = self.pool.acquire().await.map_err(database_error)?;
         schema::check(&mut conn, &self.catalog, captured).await?;
         drop(conn);
+        if captured == Capture::Hooks {
+            self.hooks.check(&self.pool).await?;
+        }
         self.epoch().await.map(drop)
     }
 
@@ -296,8 +362,8 @@ impl Database for Mysql {
 
     async fn execute(&self, statement: Statement, text: Text, context: &Context) -> Result<Executed, DbErr> {
         let effect = Self::effect(&statement.sql)?;
-        if effect == Effect::Write {
-            self.captured().await?;
+        if let Some(hooked) = self.hooked(&statement.sql, effect).await? {
+            return self.record(hooked, statement, text, context).await;
         }
         if effect == Effect::Write && (text == Text::Many || *context != Context::default()) {
             let session = self.begin(context, TransactionOptions::default()).await?;
@@ -320,7 +386,8 @@ impl Database for Mysql {
     }
 
     async fn stream(&self, statement: Statement, context: &Context) -> Result<Rows<'static>, DbErr> {
-        if Self::effect(&statement.sql)? == Effect::Write {
+        let effect = Self::effect(&statement.sql)?;
+        if effect == Effect::Write || self.hooked(&statement.sql, effect).await?.is_some() {
             let executed = self.execute(statement, Text::One, context).await?;
             return Ok(futures_util::stream::iter(executed.rows.into_iter().map(Ok)).boxed());
         }
@@ -335,9 +402,9 @@ impl Database for Mysql {
     }
 
     async fn begin(&self, context: &Context, options: TransactionOptions) -> Result<Arc<dyn Session>, DbErr> {
-        self.captured().await?;
+        let capturing = self.capturing().await?;
         let (catalog, doorbell) = (Arc::clone(&self.catalog), Arc::clone(&self.doorbell));
-        Ok(Arc::new(MysqlSession::begin(&self.pool, context, &options, catalog, doorbell).await?))
+        Ok(Arc::new(MysqlSession::begin(&self.pool, capturing, context, &options, catalog, doorbell).await?))
     }
 
     async fn position(&self) -> Result<Cursor> {

@@ -37,7 +37,7 @@ CREATE TABLE IF NOT EXISTS tidewire_log (
   trimmed bigint NOT NULL,
   capture varchar(16) NOT NULL
 ) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin;
-INSERT IGNORE INTO tidewire_log VALUES (1, 0, '', 0, 0, 'triggers');
+INSERT IGNORE INTO tidewire_log VALUES (1, 0, '', 0, 0, 'hooks');
 CREATE TABLE IF NOT EXISTS tidewire_barrier (n int NOT NULL PRIMARY KEY) ENGINE=InnoDB;
 INSERT IGNORE INTO tidewire_barrier
   WITH RECURSIVE numbers AS (SELECT 0 AS n UNION ALL SELECT n + 1 FROM numbers WHERE n < 63) SELECT n FROM numbers;

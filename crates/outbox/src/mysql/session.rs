@@ -2,16 +2,24 @@ use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, TryStreamExt};
-use sea_orm::{AccessMode, DbBackend, DbErr, IsolationLevel, QueryResult, RuntimeErr, Statement, TransactionOptions};
+use sea_orm::{
+    AccessMode, DbBackend, DbErr, IsolationLevel, QueryResult, RuntimeErr, Statement, TransactionOptions, Values,
+};
 use sea_query_sqlx::SqlxValues;
 use sqlx::{
     AssertSqlSafe, Either, Executor, MySql as Sqlx, MySqlConnection, MySqlPool,
-    mysql::{MySqlDatabaseError, MySqlQueryResult},
+    mysql::{MySqlDatabaseError, MySqlQueryResult, MySqlRow},
     pool::PoolConnection,
 };
 use tokio::sync::{Mutex, Notify};
 
-use super::{database_error, dialect::MysqlDialect, executed, log, statement};
+use super::{
+    database_error,
+    dialect::MysqlDialect,
+    executed,
+    hooks::{Progress, Schema},
+    log, statement,
+};
 use crate::{
     context::Context,
     database::{Abandoned, Executed, Rows, Session, Text, savepoint},
@@ -50,14 +58,24 @@ impl Drop for Held {
 pub(super) struct MysqlSession {
     open: Mutex<Open>,
     abandoned: Abandoned,
+    capture: Capturing,
     catalog: Arc<Catalog>,
     doorbell: Arc<Notify>,
 }
 
+/// How a transaction's writes are recorded.
+#[derive(Clone)]
+pub(super) enum Capturing {
+    Hooks(Arc<Schema>),
+    Triggers,
+}
+
 struct Open {
     held: Option<Held>,
-    /// In whose name the connection's variables say that it writes.
+    /// In whose name the connection's variables say that it writes. Hooks say it with each write.
     context: Context,
+    /// What hooks have done.
+    progress: Progress,
 }
 
 impl fmt::Debug for MysqlSession {
@@ -67,7 +85,7 @@ impl fmt::Debug for MysqlSession {
 }
 
 /// A text as an expression, whatever stands in it.
-fn expression(text: &str) -> String {
+pub(super) fn expression(text: &str) -> String {
     format!("CONVERT(X'{}' USING utf8mb4)", data_encoding::HEXLOWER.encode(text.as_bytes()))
 }
 
@@ -98,8 +116,22 @@ fn begin(options: &TransactionOptions) -> String {
 
 /// Runs one statement.
 pub(super) async fn run(conn: &mut MySqlConnection, statement: Statement) -> Result<Executed, DbErr> {
-    let values = statement.values.unwrap_or_else(|| sea_orm::sea_query::Values(Vec::new()));
-    let mut steps = conn.fetch_many(sqlx::query_with(AssertSqlSafe(statement.sql), SqlxValues(values)));
+    let values = statement.values.unwrap_or_else(|| Values(Vec::new()));
+    let (result, rows) = answer(conn, &statement.sql, values, true).await?;
+    Ok(executed(result, rows))
+}
+
+/// Runs one statement. One without values need not be prepared; what was prepared stays so, since to forget it holds up the next message.
+pub(super) async fn answer(
+    conn: &mut MySqlConnection,
+    sql: &str,
+    values: Values,
+    prepared: bool,
+) -> Result<(MySqlQueryResult, Vec<MySqlRow>), DbErr> {
+    let mut steps = match prepared || !values.0.is_empty() {
+        true => conn.fetch_many(sqlx::query_with(AssertSqlSafe(sql), SqlxValues(values))),
+        false => conn.fetch_many(sqlx::raw_sql(AssertSqlSafe(sql))),
+    };
     let mut result = MySqlQueryResult::default();
     let mut rows = Vec::new();
     while let Some(step) = steps.try_next().await.map_err(exec_error)? {
@@ -109,7 +141,7 @@ pub(super) async fn run(conn: &mut MySqlConnection, statement: Statement) -> Res
         }
     }
     drop(steps);
-    Ok(executed(result, rows))
+    Ok((result, rows))
 }
 
 pub(super) fn exec_error(error: sqlx::Error) -> DbErr {
@@ -183,6 +215,7 @@ impl Open {
 impl MysqlSession {
     pub(super) async fn begin(
         pool: &MySqlPool,
+        capture: Capturing,
         context: &Context,
         options: &TransactionOptions,
         catalog: Arc<Catalog>,
@@ -190,16 +223,25 @@ impl MysqlSession {
     ) -> Result<Self, DbErr> {
         let mut held = Held::new(pool).await?;
         let mut text = begin(options);
-        if *context != Context::default() {
+        let mut told = Context::default();
+        if matches!(capture, Capturing::Triggers) && *context != told {
             text = format!("{}; {text}", set_context(context));
+            told = context.clone();
         }
         held.connection().execute(sqlx::raw_sql(AssertSqlSafe(text))).await.map_err(exec_error)?;
-        let open = Open { held: Some(held), context: context.clone() };
-        Ok(Self { open: Mutex::new(open), abandoned: Abandoned::default(), catalog, doorbell })
+        let mut progress = Progress::new();
+        progress.open_gaps =
+            matches!(options.isolation_level, Some(IsolationLevel::ReadCommitted | IsolationLevel::ReadUncommitted));
+        let open = Open { held: Some(held), context: told, progress };
+        Ok(Self { open: Mutex::new(open), abandoned: Abandoned::default(), capture, catalog, doorbell })
     }
 
     async fn open(&self) -> Result<tokio::sync::MutexGuard<'_, Open>, DbErr> {
         let mut open = self.open.lock().await;
+        if open.progress.halfway {
+            // Rows may have been written and not recorded: the connection is closed, which rolls them back.
+            open.held = None;
+        }
         open.connection()?;
         if let Some(level) = self.abandoned.take() {
             open.rollback_to(level).await?;
@@ -211,6 +253,14 @@ impl MysqlSession {
 #[async_trait]
 impl Session for MysqlSession {
     async fn execute(&self, statement: Statement, text: Text, context: &Context) -> Result<Executed, DbErr> {
+        if let Capturing::Hooks(schema) = &self.capture {
+            let program = schema.program(&statement.sql)?;
+            let mut open = self.open().await?;
+            let Open { held, progress, .. } = &mut *open;
+            let conn = held.as_mut().expect("it is open").connection();
+            let result = schema.run(conn, &program, statement, text, context, progress).await;
+            return open.noticed(result);
+        }
         let effect = statement::effect(&statement.sql).map_err(|why| Error::new(ErrorKind::Refused, why))?;
         let mut open = self.open().await?;
         if effect == statement::Effect::Write {
@@ -239,7 +289,7 @@ impl Session for MysqlSession {
         sql.push(")");
         let statement = Statement::from_sql_and_values(DbBackend::MySql, sql.text, sql.values);
         let mut open = self.open().await?;
-        let values = statement.values.unwrap_or_else(|| sea_orm::sea_query::Values(Vec::new()));
+        let values = statement.values.unwrap_or_else(|| Values(Vec::new()));
         let row = sqlx::query_with(AssertSqlSafe(statement.sql), SqlxValues(values))
             .fetch_one(open.connection()?)
             .await

@@ -95,13 +95,21 @@ pub(super) fn refuse(why: &str) -> String {
     format!("SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = {};", literal(&format!("tidewire: {why}")))
 }
 
+/// Takes a share of the barrier, and puts its number into a variable.
+pub(super) fn enter_barrier(variable: &str) -> String {
+    format!(
+        "SELECT n INTO {variable} FROM tidewire_barrier WHERE n = FLOOR(UNIX_TIMESTAMP(NOW(3)) * {BARRIERS_A_SECOND}) MOD {BARRIER} LOCK IN SHARE MODE;"
+    )
+}
+
 /// What comes before the first row that a trigger records.
 pub(super) fn enter() -> String {
     format!(
         "IF @@sql_log_bin = 0 THEN {} END IF;
-         SELECT n INTO tidewire_n FROM tidewire_barrier WHERE n = FLOOR(UNIX_TIMESTAMP(NOW(3)) * {BARRIERS_A_SECOND}) MOD {BARRIER} LOCK IN SHARE MODE;
+         {}
          SET @tidewire_session = COALESCE(@tidewire_session, UUID());",
         refuse("with sql_log_bin off, transactions cannot be told apart and are not recorded"),
+        enter_barrier("tidewire_n"),
     )
 }
 

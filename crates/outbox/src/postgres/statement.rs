@@ -18,7 +18,7 @@ pub(super) fn refusal(piece: &Piece) -> Option<String> {
             return Some("the statement cannot be read. `Recorder::unrecorded` runs it without a record".into());
         }
         Effect::Read if piece.nested.is_empty() => {}
-        Effect::Read | Effect::Write(_) | Effect::Opaque { .. } => {
+        Effect::Read | Effect::Write(_) | Effect::JoinedWrite(_) | Effect::Opaque { .. } => {
             if let Some(table) = &piece.own {
                 return Some(format!("{table}: Tidewire's own tables are written by Tidewire alone"));
             }

@@ -9,8 +9,8 @@ use proptest::{
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, ConnectionTrait, DbErr, EntityTrait, IntoActiveModel, Iterable, QueryFilter, Set,
-    TransactionSession, TransactionTrait,
+    ActiveModelTrait, ColumnTrait, ConnectionTrait, DbBackend, DbErr, EntityTrait, ExprTrait, IntoActiveModel,
+    Iterable, QueryFilter, Set, TransactionSession, TransactionTrait,
     sea_query::{Expr, OnConflict},
 };
 use tidewire_outbox::{Actor, Change, Cursor, Origin, Recorder, Step};
@@ -30,6 +30,11 @@ const KINDS: usize = 20;
 #[tokio::test(flavor = "multi_thread")]
 async fn all_captures_of_postgres_record_the_same() {
     record_the_same(&[Target::PostgresHooks, Target::PostgresTriggers, Target::PostgresLog]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_captures_of_mariadb_record_the_same() {
+    record_the_same(&[Target::MariadbHooks, Target::MariadbTriggers]).await;
 }
 
 async fn record_the_same(targets: &[Target]) {
@@ -58,6 +63,9 @@ async fn open(database: &TestDatabase) -> Recorder {
         zoo::create(db).await;
         let backend = db.get_database_backend();
         db.execute(&sea_orm::Schema::new(backend).create_table_from_entity(specimen::Entity)).await.unwrap();
+        if backend == DbBackend::MySql {
+            zoo::keep_fractions(db).await;
+        }
     };
     database.recorder(registry, create).await
 }
@@ -134,7 +142,9 @@ async fn assert_is_stored(recorder: &Recorder) {
 async fn work(recorder: &Recorder) {
     let mut random = ChaCha8Rng::seed_from_u64(SEED);
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[SEED as u8; 32]);
-    let mut worker = Worker { specimens: TestRunner::new_with_rng(Config::default(), rng), done: [0; KINDS] };
+    let on_mariadb = ConnectionTrait::get_database_backend(recorder) == DbBackend::MySql;
+    let mut worker =
+        Worker { specimens: TestRunner::new_with_rng(Config::default(), rng), done: [0; KINDS], on_mariadb };
     for round in 0..ROUNDS {
         let db = recorder.clone().acting_as(Actor::user(round % 3));
         let db = if round % 4 == 0 { db.from(Origin::new("elsewhere")) } else { db };
@@ -164,11 +174,13 @@ struct Worker {
     specimens: TestRunner,
     /// How often each kind of step succeeded.
     done: [u32; KINDS],
+    on_mariadb: bool,
 }
 
 impl Worker {
     fn specimen(&mut self) -> specimen::ActiveModel {
         let row = arbitrary::specimen().new_tree(&mut self.specimens).unwrap().current();
+        let row = if self.on_mariadb { arbitrary::specimen_for_mariadb(row) } else { row };
         let mut row = row.into_active_model().reset_all();
         row.id = sea_orm::ActiveValue::NotSet;
         row
@@ -204,18 +216,28 @@ impl Worker {
                 specimen::Entity::insert_many(rows).on_conflict(clause).exec(db).await?;
             }
             5 => {
+                let later = match self.on_mariadb {
+                    true => "`timestamp` + interval 1 microsecond",
+                    false => "timestamp + interval '1 microsecond'",
+                };
                 let update = specimen::Entity::update_many()
-                    .col_expr(specimen::Column::Double, Expr::cust("double / 3"))
-                    .col_expr(specimen::Column::Decimal, Expr::cust("decimal * 0.1"))
-                    .col_expr(specimen::Column::MaybeTimestamp, Expr::cust("timestamp + interval '1 microsecond'"));
+                    .col_expr(specimen::Column::Double, Expr::col(specimen::Column::Double).div(Expr::cust("3")))
+                    .col_expr(specimen::Column::Decimal, Expr::col(specimen::Column::Decimal).mul(Expr::cust("0.1")))
+                    .col_expr(specimen::Column::MaybeTimestamp, Expr::cust(later));
                 update.filter(specimen::Column::Id.between(some, some + 4)).exec(db).await?;
             }
-            6 => drop(
-                specimen::Entity::delete_many().filter(specimen::Column::Id.eq(some)).exec_with_returning(db).await?,
-            ),
+            6 => {
+                let delete = specimen::Entity::delete_many().filter(specimen::Column::Id.eq(some));
+                if self.on_mariadb {
+                    delete.exec(db).await?;
+                } else {
+                    delete.exec_with_returning(db).await?;
+                }
+            }
             7 => {
+                let quote = if self.on_mariadb { '`' } else { '"' };
                 let text = format!(
-                    "UPDATE specimen SET id = id + 40 WHERE id IN ({some}, {some} + 2); UPDATE specimen SET int = int WHERE id > 20"
+                    "UPDATE specimen SET id = id + 40 WHERE id IN ({some}, {some} + 2); UPDATE specimen SET {quote}int{quote} = {quote}int{quote} WHERE id > 20"
                 );
                 db.execute_unprepared(&text).await?;
             }
@@ -240,13 +262,26 @@ impl Worker {
             }
             12 => {
                 let rows = (0..n).map(|n| food::ActiveModel { name: Set(format!("food {n}")), ..Default::default() });
-                let clause = OnConflict::column(food::Column::Name).do_nothing().to_owned();
+                let mut clause = OnConflict::column(food::Column::Name);
+                let clause = match self.on_mariadb {
+                    true => clause.do_nothing_on([food::Column::Id]).to_owned(),
+                    false => clause.do_nothing().to_owned(),
+                };
                 food::Entity::insert_many(rows).on_conflict(clause).exec_without_returning(db).await?;
             }
             13 => {
-                let insert = "INSERT INTO diet (animal_id, food_id, grams) SELECT a.id, f.id, 5 FROM animal a, food f WHERE f.id % 2 = 0
-                    ON CONFLICT (animal_id, food_id) DO UPDATE SET grams = diet.grams + excluded.grams WHERE diet.grams < 20";
-                db.execute_unprepared(insert).await?;
+                let conflict = match self.on_mariadb {
+                    true => {
+                        "ON DUPLICATE KEY UPDATE grams = IF(diet.grams < 20, diet.grams + VALUES(grams), diet.grams)"
+                    }
+                    false => {
+                        "ON CONFLICT (animal_id, food_id) DO UPDATE SET grams = diet.grams + excluded.grams WHERE diet.grams < 20"
+                    }
+                };
+                let insert = format!(
+                    "INSERT INTO diet (animal_id, food_id, grams) SELECT a.id, f.id, 5 FROM animal a, food f WHERE f.id % 2 = 0 {conflict}"
+                );
+                db.execute_unprepared(&insert).await?;
             }
             14 => {
                 let row = chip::ActiveModel { serial: Set(some), animal_id: Set(id(n)) };
@@ -272,9 +307,14 @@ impl Worker {
                 .await?;
             }
             18 => {
-                let update = format!(
-                    "UPDATE animal SET name = k.name || '!' FROM keeper AS k WHERE k.id = keeper_id AND k.id > {n}"
-                );
+                let update = match self.on_mariadb {
+                    true => format!(
+                        "UPDATE animal JOIN keeper AS k ON k.id = keeper_id SET animal.name = concat(k.name, '!') WHERE k.id > {n}"
+                    ),
+                    false => format!(
+                        "UPDATE animal SET name = k.name || '!' FROM keeper AS k WHERE k.id = keeper_id AND k.id > {n}"
+                    ),
+                };
                 db.execute_unprepared(&update).await?;
             }
             _ => {

@@ -146,8 +146,11 @@ async fn a_statement_that_fails_leaves_nothing_behind() {
 on_every_target! {
     /// Futures are dropped: by timeouts, by clients that hang up. The next writer must not find half a transaction.
     async fn a_write_that_is_dropped_in_the_middle_is_undone_or_done(database: TestDatabase) {
+        let database_is_far = database.is("mysql:");
         let zoo = Zoo::of(database).await;
         zoo.populate().await;
+        // A write by hooks takes several messages there.
+        let patience = if database_is_far { 8 } else { 1 };
         for round in 0..200_u64 {
             let write = async {
                 let transaction = zoo.recorder.begin().await.unwrap();
@@ -157,9 +160,9 @@ on_every_target! {
                 nested.commit().await.unwrap();
                 transaction.commit().await.unwrap();
             };
-            let _ = tokio::time::timeout(Duration::from_micros(round * 7), write).await;
+            let _ = tokio::time::timeout(Duration::from_micros(round * 7 * patience), write).await;
             let single = async { run(&zoo.recorder, "UPDATE visit SET report = report || '.'").await };
-            let _ = tokio::time::timeout(Duration::from_micros(round * 3), single).await;
+            let _ = tokio::time::timeout(Duration::from_micros(round * 3 * patience), single).await;
         }
         // A statement that was dropped may still be on its way to a server.
         tokio::time::sleep(Duration::from_millis(500)).await;

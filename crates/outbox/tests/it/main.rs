@@ -13,6 +13,7 @@ mod follow;
 mod hooks;
 mod lease;
 mod mariadb;
+mod mariadb_hooks;
 mod others;
 mod pooler;
 #[cfg(feature = "relay-nats")]

@@ -139,40 +139,63 @@ fn json_without_zero(json: &Json) -> Json {
     }
 }
 
-/// The same row with values that MariaDB's columns hold: finite floats, and times to the microsecond, of instants those that fit into 32 bits.
+/// Gives a row values that MariaDB's columns hold: finite floats, and times to the microsecond, of instants those that fit into 32 bits.
+macro_rules! fit_mariadb {
+    ($row:ident) => {
+        if !$row.float.is_finite() {
+            $row.float = 0.5;
+        }
+        $row.double = finite($row.double);
+        $row.maybe_double = $row.maybe_double.map(finite);
+        $row.date = to_date($row.date);
+        $row.maybe_date = $row.maybe_date.map(to_date);
+        $row.time = to_time($row.time);
+        $row.maybe_time = $row.maybe_time.map(to_time);
+        $row.date_time = naive($row.date_time);
+        $row.maybe_date_time = $row.maybe_date_time.map(naive);
+        $row.timestamp = instant($row.timestamp);
+        $row.maybe_timestamp = $row.maybe_timestamp.map(instant);
+        $row.timestamp_local = instant($row.timestamp_local.to_utc()).with_timezone(&Local);
+        $row.timestamp_tz = instant($row.timestamp_tz.to_utc()).fixed_offset();
+        $row.maybe_timestamp_tz = $row.maybe_timestamp_tz.map(|at| instant(at.to_utc()).fixed_offset());
+    };
+}
+
+fn finite(double: f64) -> f64 {
+    if double.is_finite() { double } else { 0.5 }
+}
+
+fn naive(at: NaiveDateTime) -> NaiveDateTime {
+    let year = chrono::Datelike::year(&at).max(1000);
+    let at = chrono::Datelike::with_year(&at, year).unwrap_or_default();
+    at - chrono::TimeDelta::nanoseconds(i64::from(chrono::Timelike::nanosecond(&at) % 1_000))
+}
+
+fn instant(at: DateTime<Utc>) -> DateTime<Utc> {
+    DateTime::from_timestamp_micros(at.timestamp_micros().rem_euclid(2_147_483_647 * 1_000_000).max(1_000_000)).unwrap()
+}
+
+fn to_date(date: NaiveDate) -> NaiveDate {
+    naive(date.and_time(NaiveTime::MIN)).date()
+}
+
+fn to_time(time: NaiveTime) -> NaiveTime {
+    naive(NaiveDate::default().and_time(time)).time()
+}
+
+/// The same row with values that MariaDB's columns hold.
 pub fn for_mariadb(mut row: everything::Model) -> everything::Model {
-    let finite = |double: f64| if double.is_finite() { double } else { 0.5 };
-    let naive = |at: NaiveDateTime| {
-        let year = chrono::Datelike::year(&at).max(1000);
-        let at = chrono::Datelike::with_year(&at, year).unwrap_or_default();
-        at - chrono::TimeDelta::nanoseconds(i64::from(chrono::Timelike::nanosecond(&at) % 1_000))
-    };
-    let instant = |at: DateTime<Utc>| {
-        DateTime::from_timestamp_micros(at.timestamp_micros().rem_euclid(2_147_483_647 * 1_000_000).max(1_000_000))
-            .unwrap()
-    };
-    let date = |date: NaiveDate| naive(date.and_time(NaiveTime::MIN)).date();
-    let time = |time: NaiveTime| naive(NaiveDate::default().and_time(time)).time();
-    if !row.float.is_finite() {
-        row.float = 0.5;
-    }
-    row.double = finite(row.double);
-    row.maybe_double = row.maybe_double.map(finite);
-    row.date = date(row.date);
-    row.maybe_date = row.maybe_date.map(date);
-    row.time = time(row.time);
-    row.maybe_time = row.maybe_time.map(time);
-    row.date_time = naive(row.date_time);
-    row.maybe_date_time = row.maybe_date_time.map(naive);
-    row.timestamp = instant(row.timestamp);
-    row.maybe_timestamp = row.maybe_timestamp.map(instant);
-    row.timestamp_local = instant(row.timestamp_local.to_utc()).with_timezone(&Local);
-    row.timestamp_tz = instant(row.timestamp_tz.to_utc()).fixed_offset();
-    row.maybe_timestamp_tz = row.maybe_timestamp_tz.map(|at| instant(at.to_utc()).fixed_offset());
+    fit_mariadb!(row);
     // A sign would make it another type than SeaORM has given the column.
     row.tiny_unsigned %= 128;
     row.small_unsigned %= 1 << 15;
     row.unsigned %= 1 << 31;
+    row
+}
+
+/// As [`for_mariadb`].
+pub fn specimen_for_mariadb(mut row: specimen::Model) -> specimen::Model {
+    fit_mariadb!(row);
     row
 }
 

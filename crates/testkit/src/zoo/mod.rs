@@ -45,8 +45,8 @@ pub async fn create(db: &DatabaseConnection) {
     }
 }
 
-/// SeaORM's columns keep whole seconds there.
-async fn keep_fractions(db: &DatabaseConnection) {
+/// Has MariaDB's columns keep fractions of seconds, where SeaORM's keep none.
+pub async fn keep_fractions(db: &DatabaseConnection) {
     let columns = "SELECT CONCAT('ALTER TABLE ', table_name, ' MODIFY ', column_name, ' ', data_type, '(6) ', IF(is_nullable = 'YES', 'NULL', 'NOT NULL'))
         FROM information_schema.columns WHERE table_schema = DATABASE() AND datetime_precision = 0 AND data_type <> 'date'";
     for row in db.query_all_raw(Statement::from_string(DbBackend::MySql, columns)).await.unwrap() {

@@ -37,7 +37,8 @@ impl Schema {
         let plain = Ok(Step { values: piece.values, rows: true, way: Way::Plain(piece.sql.clone()) });
         match &piece.effect {
             Effect::Read => plain,
-            Effect::Unreadable => Err(format!("the statement cannot be read. {INSTEAD}")),
+            // The words of MySQL's joined writes are not read here.
+            Effect::Unreadable | Effect::JoinedWrite(_) => Err(format!("the statement cannot be read. {INSTEAD}")),
             Effect::Control(what) | Effect::Opaque { what, tables: None } => {
                 Err(format!("what {what} writes cannot be told from the statement. {INSTEAD}"))
             }
