@@ -92,6 +92,8 @@ impl MariadbServer {
         let installed = ordinary_user::command(install, user)
             .args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"])
             .arg(format!("--datadir={}", data.display()))
+            // It starts a server too, which removes the temporary tables of all who share its folder for them.
+            .env("TMPDIR", folder.path())
             .current_dir(folder.path())
             .output()
             .unwrap();
