@@ -50,7 +50,37 @@ pub(super) fn lex(sql: &str, syntax: Syntax) -> Option<Vec<Lexeme>> {
         lexemes.push(Lexeme { token: token.token, start, end, depth });
         depth += u32::from(opens);
     }
-    (depth == 0).then_some(lexemes)
+    (depth == 0 && (syntax == Syntax::MySql || is_certain(sql, &lexemes))).then_some(lexemes)
+}
+
+/// Whether PostgreSQL cuts the text in the same places. It does not
+/// - in an operator with the beginning of a comment in it, `||/* … */`, where the comment begins;
+/// - behind `E'…'` and a line's end, where another text goes on with the first one's escapes;
+/// - at `U&"…"`, which is a name.
+fn is_certain(sql: &str, lexemes: &[Lexeme]) -> bool {
+    let text = |lexeme: &Lexeme| &sql[lexeme.start..lexeme.end];
+    let is_operator = |lexeme: &Lexeme| text(lexeme).bytes().all(|byte| b"+-*/<>=~!@#%^&|`?".contains(&byte));
+    let mut operator = 0;
+    for (at, lexeme) in lexemes.iter().enumerate() {
+        let before = at.checked_sub(1).map(|before| &lexemes[before]);
+        let adjoins = before.is_some_and(|before| before.end == lexeme.start);
+        if is_operator(lexeme) {
+            if !adjoins || !before.is_some_and(is_operator) {
+                operator = lexeme.start;
+            }
+            if ["--", "/*"].iter().any(|comment| sql[operator..lexeme.end].contains(comment)) {
+                return false;
+            }
+        }
+        let escaped = before.is_some_and(|before| matches!(before.token, Token::EscapedStringLiteral(_)));
+        let of_unicode = before.is_some_and(|before| text(before).eq_ignore_ascii_case("u"));
+        if (escaped && text(lexeme).starts_with('\''))
+            || (of_unicode && adjoins && sql[lexeme.start..].starts_with("&\""))
+        {
+            return false;
+        }
+    }
+    true
 }
 
 /// Turns lines and columns, which only grow, into bytes.
@@ -88,4 +118,30 @@ pub(crate) fn words(sql: &str, syntax: Syntax) -> Option<HashSet<String>> {
         _ => None,
     };
     Some(lex(sql, syntax)?.into_iter().filter_map(word).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_postgres_cuts_in_another_way_is_not_read() {
+        for sql in [
+            "SELECT E'a'\n'\\''; DELETE FROM task; --'",
+            "SELECT e'a' /* c */ '\\''",
+            "SELECT 1 ||/* '*/ 2; DELETE FROM task; --'",
+            "SELECT 1 <>-- '\n 2",
+            "UPDATE U&\"t\\0061sk\" SET a = 1",
+            "UPDATE u&\"task\" SET a = 1",
+        ] {
+            assert!(lex(sql, Syntax::Postgres).is_none(), "{sql}");
+        }
+        for sql in [
+            "SELECT a - -1, b || 'x', '{}'::jsonb @> $1, c -> 'd', e ? 'f' -- g",
+            "SELECT E'a', 'b' /* c */, u & \"a\", U&'x', 2 * /* d */ 3, count(*)-- e",
+            "SELECT 'a'\n'b', 1 /* -- */ + 2",
+        ] {
+            assert!(lex(sql, Syntax::Postgres).is_some(), "{sql}");
+        }
+    }
 }

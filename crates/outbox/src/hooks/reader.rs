@@ -10,6 +10,9 @@ use super::{
     script::{Action, Assignment, Conflict, Effect, JoinedWrite, Piece, Script, TableName, Verb, With, Write},
 };
 
+/// How many bytes of a name PostgreSQL looks at.
+const POSTGRES_NAME: usize = 63;
+
 /// Reads a text.
 pub(crate) fn read(sql: &str, syntax: Syntax) -> Script {
     let Some(lexemes) = lex(sql, syntax) else {
@@ -77,11 +80,13 @@ impl<'a> Reader<'a> {
             "LOCK" | "UNLOCK" if self.syntax == Syntax::MySql => Effect::Control(first),
             // A plan is made, nothing runs.
             "EXPLAIN" | "DESCRIBE" | "DESC" => {
-                let executes = (1..self.lexemes.len()).any(|at| self.word(at).starts_with("ANALY"));
+                // `(ANALYZE)`, and `("analyze" true)` too.
+                let executes =
+                    |at| self.identifier(at).is_some_and(|word| word.to_ascii_lowercase().starts_with("analy"));
                 let writes = |at| {
                     matches!(self.word(at).as_str(), "INSERT" | "UPDATE" | "DELETE" | "MERGE" | "EXECUTE" | "INTO")
                 };
-                if executes && (1..self.lexemes.len()).any(writes) {
+                if (1..self.lexemes.len()).any(executes) && (1..self.lexemes.len()).any(writes) {
                     return Effect::Opaque { what: "EXPLAIN ANALYZE".into(), tables: all() };
                 }
                 Effect::Read
@@ -170,10 +175,7 @@ impl<'a> Reader<'a> {
             }
         };
         let mut at = verb + 1;
-        while matches!(
-            self.word(at).as_str(),
-            "INTO" | "FROM" | "ONLY" | "LOW_PRIORITY" | "HIGH_PRIORITY" | "DELAYED" | "QUICK" | "IGNORE"
-        ) {
+        while self.is_lead(at) {
             at += 1;
         }
         let lead_end = at;
@@ -247,6 +249,15 @@ impl<'a> Reader<'a> {
             Verb::Merge => return None,
         }
         Some(Effect::Write(Box::new(write)))
+    }
+
+    /// Whether a word may stand between the verb and the table.
+    fn is_lead(self, at: usize) -> bool {
+        match self.word(at).as_str() {
+            "INTO" | "FROM" | "ONLY" => true,
+            "LOW_PRIORITY" | "HIGH_PRIORITY" | "DELAYED" | "QUICK" | "IGNORE" => self.syntax == Syntax::MySql,
+            _ => false,
+        }
     }
 
     /// Reads MySQL's `UPDATE a JOIN b … SET …`, `DELETE a FROM a JOIN b …` and `DELETE FROM a USING a JOIN b …`, from behind the verb's words on.
@@ -450,11 +461,13 @@ impl<'a> Reader<'a> {
         parts
     }
 
-    /// The tables that inner statements write. They stand in brackets, and begin there or behind a `WITH` of their own.
+    /// The tables that inner statements write. They stand in brackets, and begin there or behind a `WITH` of their own, which ends with a bracket or
+    /// with the column of a `SEARCH … SET` or `CYCLE … USING`.
     fn nested(self) -> Vec<(Verb, TableName)> {
         let mut found = Vec::new();
         for at in 1..self.lexemes.len() {
-            let begins = self.is(at - 1, &Token::LParen) || self.is(at - 1, &Token::RParen);
+            let behind_column = matches!(self.word_before(at - 1).as_str(), "SET" | "USING");
+            let begins = behind_column || self.is(at - 1, &Token::LParen) || self.is(at - 1, &Token::RParen);
             if self.lexemes[at].depth == 0 || !begins {
                 continue;
             }
@@ -498,11 +511,13 @@ impl<'a> Reader<'a> {
             let at = if self.word(1) == "SESSION" && self.word(2) == "AUTHORIZATION" { 1 } else { at };
             found.extend(self.identifier(at).map(|name| name.to_ascii_lowercase()));
         }
-        // The name is the first argument. One that is no plain text can be any.
+        // The name is the first argument. One that is not just a plain text can be any.
         for at in 0..self.lexemes.len() {
-            if self.word(at) == "SET_CONFIG" && self.is(at + 1, &Token::LParen) {
+            if self.identifier(at).is_some_and(|name| name == "set_config") && self.is(at + 1, &Token::LParen) {
                 found.push(match self.lexemes.get(at + 2).map(|lexeme| &lexeme.token) {
-                    Some(Token::SingleQuotedString(name)) => name.to_ascii_lowercase(),
+                    Some(Token::SingleQuotedString(name)) if self.is(at + 3, &Token::Comma) => {
+                        name.to_ascii_lowercase()
+                    }
                     _ => "all".into(),
                 });
             }
@@ -565,11 +580,16 @@ impl<'a> Reader<'a> {
     /// The identifier at a place, as the database looks it up.
     fn identifier(self, at: usize) -> Option<String> {
         let Token::Word(word) = &self.lexemes.get(at)?.token else { return None };
-        Some(match (word.quote_style, self.syntax) {
-            (None, Syntax::Postgres) => word.value.to_lowercase(),
+        let mut name = match (word.quote_style, self.syntax) {
+            // Other letters than these keep their case.
+            (None, Syntax::Postgres) => word.value.to_ascii_lowercase(),
             (None, Syntax::MySql) => word.value.clone(),
             (Some(quote), _) => word.value.replace(&format!("{quote}{quote}"), &quote.to_string()),
-        })
+        };
+        if self.syntax == Syntax::Postgres {
+            name.truncate(name.floor_char_boundary(POSTGRES_NAME));
+        }
+        Some(name)
     }
 
     /// The first place in a range, outside all brackets of it, that passes.
@@ -678,6 +698,7 @@ mod tests {
             ("WITH x AS (SELECT 1) MERGE INTO task USING x ON TRUE WHEN MATCHED THEN DELETE", true),
             ("COPY public.task FROM STDIN", true),
             ("EXPLAIN (ANALYZE) DELETE FROM task", true),
+            ("EXPLAIN (\"analyze\" true) DELETE FROM task", true),
             ("SELECT * INTO u FROM task", true),
             ("CREATE TABLE u AS SELECT * FROM task", true),
             ("ALTER TABLE ONLY task ADD COLUMN x int", true),
@@ -692,10 +713,10 @@ mod tests {
             let task = |names: &Vec<TableName>| names.iter().any(|name| name.name == "task");
             assert_eq!(tables.is_some_and(|tables| task(&tables)), named, "{sql}");
         }
-        for sql in ["INSERT INTO t VALUES ('open", "/* open", "SELECT (1"] {
+        for sql in ["INSERT INTO t VALUES ('open", "/* open", "SELECT (1", "INSERT INTO U&\"t\" VALUES (1)"] {
             assert_eq!(one(sql).effect, Effect::Unreadable, "{sql}");
         }
-        for sql in ["INSERT INTO U&\"t\" VALUES (1)", "UPDATE t", "= 1", "WITH x"] {
+        for sql in ["UPDATE t", "= 1", "WITH x"] {
             assert!(matches!(one(sql).effect, Effect::Opaque { tables: None, .. }), "{sql}");
         }
         assert!(read(" ; ;", Syntax::Postgres).pieces.is_empty());
@@ -752,12 +773,41 @@ mod tests {
         let nested: Vec<String> = piece.nested.iter().map(|(verb, name)| format!("{verb} {name}")).collect();
         assert_eq!(nested, ["DELETE s.task", "UPDATE u"]);
         assert!(piece.calls.contains(&TableName { schema: text("g"), name: "h".into() }));
+        for of_its_own in ["SEARCH DEPTH FIRST BY x SET o", "CYCLE x SET c TO 1 DEFAULT 0 USING p"] {
+            let n = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n)";
+            let piece = one(&format!("WITH d AS ({n} {of_its_own} DELETE FROM task RETURNING id) SELECT * FROM d"));
+            assert_eq!(piece.nested.len(), 1, "{of_its_own}");
+        }
         assert_eq!(one("SELECT set_config('Search_Path', 'x', true)").settings, ["search_path"]);
-        assert_eq!(one("SELECT set_config($1, 'x', true)").settings, ["all"]);
+        assert_eq!(one("SELECT \"set_config\"('search_path', 'x', true)").settings, ["search_path"]);
+        for name in ["$1", "'search' || '_path'", "'search'\n'_path'", "setting_name => 'search_path'"] {
+            assert_eq!(one(&format!("SELECT set_config({name}, 'x', true)")).settings, ["all"], "{name}");
+        }
         assert_eq!(one("SET LOCAL role x").settings, ["role"]);
         assert_eq!(one("SELECT $2, $10, $2").values, 10);
         assert_eq!(one("DELETE FROM \"tidewire_outbox\"").own, text("tidewire_outbox"));
         assert_eq!(read("UPDATE t SET a = ';'; DELETE FROM u; ", Syntax::Postgres).pieces.len(), 2);
+    }
+
+    #[test]
+    fn names_are_those_that_postgres_looks_up() {
+        let (long, cut) = ("é".repeat(40), "é".repeat(31));
+        let quoted = format!("\"{long}\"");
+        for (written, name) in [
+            ("Task", "task"),
+            ("\"Task\"", "Task"),
+            // Only these letters have a lower case; and 63 bytes count, without half a letter.
+            ("TÄSK", "tÄsk"),
+            (long.as_str(), cut.as_str()),
+            (quoted.as_str(), cut.as_str()),
+        ] {
+            assert_eq!(write(&format!("DELETE FROM {written}")).table.name, name, "{written}");
+        }
+        // Words of MySQL's that are names here
+        for name in ["delayed", "quick", "ignore", "low_priority"] {
+            assert_eq!(write(&format!("UPDATE {name} SET a = 1")).table.name, name);
+            assert_eq!(write(&format!("INSERT INTO {name} VALUES (1)")).table.name, name);
+        }
     }
 
     #[test]
