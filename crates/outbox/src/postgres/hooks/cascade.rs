@@ -18,7 +18,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Row};
 use super::{
     super::session::{self, Answer, How, exec_error},
     Schema,
-    facts::{Action, Facts, Follower, Oid, Table},
+    facts::{Action, Follower, Oid, Table},
     rewrite::{given, image, list, literal, quoted},
     with_context,
 };
@@ -82,7 +82,7 @@ impl Follower {
 
 impl Cascade {
     pub(super) fn plan(
-        facts: &Facts,
+        schema: &Schema,
         table: &Table,
         write: &Write,
         lock: String,
@@ -92,29 +92,35 @@ impl Cascade {
         assigned.extend(table.referred().into_iter().filter(|column| table.rewrites_any(std::slice::from_ref(column))));
         let cascade = Self { table: table.oid, verb: write.verb, assigned, lock, statement };
         if write.verb == Verb::Update {
-            cascade.check_moves(facts, table)?;
+            cascade.check_moves(schema, table)?;
         }
         Ok(cascade)
     }
 
     /// Followers whose keys move with what they refer to are found by its new values, which only a recorded table tells.
-    fn check_moves(&self, facts: &Facts, table: &Table) -> Result<(), String> {
-        let mut queue = VecDeque::from([(table, self.assigned.clone())]);
-        let mut seen = HashSet::from([table.oid]);
+    fn check_moves(&self, schema: &Schema, table: &Table) -> Result<(), String> {
+        let is_recorded = |parent: &Table, column: &String| {
+            parent.entity.is_some_and(|id| schema.catalog.entity(id).column_index(column).is_some())
+        };
+        let mut queue = VecDeque::from([(table, self.assigned.as_slice())]);
+        let mut seen = HashSet::new();
         while let Some((parent, columns)) = queue.pop_front() {
             for follower in &parent.followers {
-                let Some(child) = facts.tables.get(&follower.child) else { continue };
-                if follower.fate(Fate::Updated, &columns).is_none() {
+                let Some(child) = schema.facts.tables.get(&follower.child) else { continue };
+                if follower.fate(Fate::Updated, columns).is_none() {
                     continue;
                 }
                 if child.oid == table.oid {
-                    return Err("changes what rows of the same table refer to".into());
+                    return Err("changes what rows of the same table refer to, which cannot be followed".into());
                 }
-                if follower.moves(child) && parent.entity.is_none() {
-                    return Err(format!("changes keys of {}", child.name));
+                if follower.moves(child) && !follower.parent_columns.iter().all(|column| is_recorded(parent, column)) {
+                    return Err(format!(
+                        "changes keys of {} with columns of {} that no entity has, which cannot be followed",
+                        child.name, parent.name
+                    ));
                 }
-                if seen.insert(child.oid) {
-                    queue.push_back((child, follower.child_columns.clone()));
+                if seen.insert((child.oid, &follower.child_columns)) {
+                    queue.push_back((child, &follower.child_columns));
                 }
             }
         }
@@ -144,17 +150,13 @@ impl Cascade {
         }
         let mut walk = Walk { conn, schema, held: BTreeMap::new(), moves: Vec::new() };
         walk.hold(table, self.fate(), &self.assigned, referred).await?;
-        if self.fate() == Fate::Deleted
-            && let Some(held) = walk.held.get_mut(&table.oid)
-        {
-            // The statement records these itself.
-            own.iter().for_each(|key| drop(held.remove(key)));
-        }
         let mark = walk.mark().await?;
         let mut values = with_context(values, context);
         values.push(Value::String(Some(array(&own))));
         let answer = session::run(walk.conn, &self.statement, Values(values), how).await?;
-        let changes = walk.changes(table, mark).await?;
+        // The statement records itself which of its rows are gone. One that a trigger has kept may have followed another.
+        let recorded = if self.fate() == Fate::Deleted { own.into_iter().collect() } else { HashSet::new() };
+        let changes = walk.changes(table, mark, &recorded).await?;
         walk.record(&changes, context).await?;
         Ok(answer)
     }
@@ -177,13 +179,13 @@ struct Walk<'a> {
 }
 
 /// A change to record: entity, operation, images.
-type Change = (String, &'static str, Option<String>, Option<String>);
+type Change = (&'static str, &'static str, Option<String>, Option<String>);
 
 impl Walk<'_> {
     /// Locks all rows that follow.
     async fn hold(&mut self, table: &Table, fate: Fate, columns: &[String], referred: Vec<Texts>) -> Result<(), DbErr> {
         let schema = self.schema;
-        let mut seen: HashSet<(Oid, Fate, Texts)> = HashSet::new();
+        let mut seen: HashSet<(Oid, Fate, &[String], Texts)> = HashSet::new();
         let mut queue = VecDeque::from([Event { table: table.oid, fate, columns: columns.to_vec(), referred }]);
         while let Some(event) = queue.pop_front() {
             let parent = &schema.facts.tables[&event.table];
@@ -194,14 +196,19 @@ impl Walk<'_> {
                     self.moves.push((parent.oid, follower.clone()));
                 }
                 let values = project(&event.referred, &parent.referred(), &follower.parent_columns);
-                let lock = if fate == Fate::Updated && !follower.moves(child) { "NO KEY UPDATE" } else { "UPDATE" };
-                let found = self.rows(child, &follower.child_columns, &values, Some(lock)).await?;
+                // What changes of a row decides whom it takes along; one that goes takes all.
+                let (lock, changed) = match fate {
+                    Fate::Deleted => ("UPDATE", &[][..]),
+                    Fate::Updated => (child.lock(follower.child_columns.iter()), follower.child_columns.as_slice()),
+                };
+                let types = parent.types(&follower.parent_columns);
+                let found = self.rows(child, &follower.child_columns, types, &values, Some(lock)).await?;
                 let mut further = Vec::new();
                 for row in found {
                     if child.entity.is_some() {
                         self.held.entry(child.oid).or_default().entry(row.key.clone()).or_insert(row.image);
                     }
-                    if seen.insert((child.oid, fate, row.key)) {
+                    if seen.insert((child.oid, fate, changed, row.key)) {
                         further.push(row.referred);
                     }
                 }
@@ -218,11 +225,12 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// The rows of a table whose columns have one of the given values, a JSON array of arrays.
-    async fn rows(
+    /// The rows of a table whose columns have one of the given values of these types, a JSON array of arrays.
+    async fn rows<'t>(
         &mut self,
         table: &Table,
         columns: &[String],
+        types: impl Iterator<Item = &'t str>,
         values: &str,
         lock: Option<&str>,
     ) -> Result<Vec<Found>, DbErr> {
@@ -245,7 +253,7 @@ impl Walk<'_> {
             quoted(&table.schema),
             quoted(&table.name),
             list(columns, |_, name| format!("t.{name}")),
-            given(table, columns, 1),
+            given(types, 1),
         );
         let rows = sqlx::query(AssertSqlSafe(sql))
             .persistent(false)
@@ -266,7 +274,7 @@ impl Walk<'_> {
     }
 
     /// What became of the rows that are held.
-    async fn changes(&mut self, table: &Table, mark: i64) -> Result<Vec<Change>, DbErr> {
+    async fn changes(&mut self, table: &Table, mark: i64, recorded: &HashSet<Texts>) -> Result<Vec<Change>, DbErr> {
         let schema = self.schema;
         let held = std::mem::take(&mut self.held);
         let (mut deleted, mut changed) = (Vec::new(), Vec::new());
@@ -277,16 +285,18 @@ impl Walk<'_> {
         }
         for (oid, before) in &held {
             let child = &schema.facts.tables[oid];
+            let name = schema.name(child);
             let keys: Vec<Texts> = before.keys().cloned().collect();
-            let now = self.rows(child, &child.key, &array(&keys), None).await?;
+            let now = self.rows(child, &child.key, child.types(&child.key), &array(&keys), None).await?;
             let mut now: HashMap<Texts, Found> = now.into_iter().map(|row| (row.key.clone(), row)).collect();
             for (key, was) in before {
                 match now.remove(key) {
-                    None => deleted.push((child.name.clone(), "delete", was.clone(), None)),
+                    None if *oid == table.oid && recorded.contains(key) => {}
+                    None => deleted.push((name, "delete", was.clone(), None)),
                     Some(row) => {
                         referred.entry(*oid).or_default().push(row.referred);
                         if row.image != *was {
-                            changed.push((child.name.clone(), "update", was.clone(), row.image));
+                            changed.push((name, "update", was.clone(), row.image));
                         }
                     }
                 }
@@ -297,11 +307,12 @@ impl Walk<'_> {
             let (parent, child) = (&schema.facts.tables[&parent], &schema.facts.tables[&follower.child]);
             let values =
                 referred.get(&parent.oid).map(|rows| project(rows, &parent.referred(), &follower.parent_columns));
-            let found = self.rows(child, &follower.child_columns, &values.unwrap_or_else(|| "[]".into()), None).await?;
+            let (values, types) = (values.unwrap_or_else(|| "[]".into()), parent.types(&follower.parent_columns));
+            let found = self.rows(child, &follower.child_columns, types, &values, None).await?;
             for row in found {
                 let known = held.get(&child.oid).is_some_and(|rows| rows.contains_key(&row.key));
                 if !known && child.entity.is_some() && arrived.insert((child.oid, row.key)) {
-                    changed.push((child.name.clone(), "insert", None, row.image));
+                    changed.push((schema.name(child), "insert", None, row.image));
                     referred.entry(child.oid).or_default().push(row.referred);
                 }
             }
@@ -319,7 +330,7 @@ impl Walk<'_> {
              WHERE xid = pg_current_xact_id()::text::bigint AND seq > $1 AND entity = $2 AND after IS NOT NULL",
             names.collect::<Vec<_>>().join(", "),
         );
-        let rows = sqlx::query_scalar(AssertSqlSafe(sql)).persistent(false).bind(mark).bind(&table.name);
+        let rows = sqlx::query_scalar(AssertSqlSafe(sql)).persistent(false).bind(mark).bind(self.schema.name(table));
         rows.fetch_all(&mut *self.conn).await.map_err(exec_error)
     }
 

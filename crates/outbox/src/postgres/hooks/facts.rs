@@ -45,6 +45,10 @@ pub(super) struct Table {
     pub(super) columns: Vec<(String, String)>,
     /// The entity's key, or the primary key of a table that is not synced; there it may be empty.
     pub(super) key: Vec<String>,
+    /// The columns of keys that others could refer to.
+    unique: HashSet<String>,
+    /// Whether the role may see only some of the rows.
+    is_secured: bool,
     /// Where triggers of the application's see rows before they are updated, and may change them: the words of their functions.
     pub(super) rewritten: Option<Words>,
     /// The foreign keys of others that make their rows follow this table's.
@@ -110,8 +114,16 @@ impl Table {
         columns
     }
 
-    pub(super) fn type_of(&self, column: &str) -> &str {
-        self.columns.iter().find(|(name, _)| name == column).map_or("text", |(_, kind)| kind)
+    /// The types of some columns.
+    pub(super) fn types<'a>(&'a self, columns: &'a [String]) -> impl Iterator<Item = &'a str> {
+        columns.iter().map(|column| {
+            self.columns.iter().find(|(name, _)| name == column).map_or("text", |(_, kind)| kind.as_str())
+        })
+    }
+
+    /// How to lock a row of which these columns change, as the database will when they do.
+    pub(super) fn lock(&self, mut columns: impl Iterator<Item = impl AsRef<str>>) -> &'static str {
+        if columns.any(|column| self.unique.contains(column.as_ref())) { "UPDATE" } else { "NO KEY UPDATE" }
     }
 }
 
@@ -141,14 +153,22 @@ impl Facts {
 
     /// Which state the schema is in, cheaply: whatever is read below leaves a trace in one of these.
     pub(super) async fn stamp(conn: &mut PgConnection) -> Result<String> {
-        let marks = ["pg_class", "pg_constraint", "pg_trigger", "pg_rewrite", "pg_proc", "pg_inherits"].map(|name| {
-            let own = match name {
-                "pg_inherits" => "inhrelid",
-                _ => "oid",
-            };
-            format!("coalesce((SELECT sum(hashtextextended({own}::text || xmin::text, 0)) FROM {name} WHERE {own}::bigint >= 16384), 0)::text")
+        let catalogs = [
+            ("pg_class", "oid"),
+            ("pg_attribute", "attrelid"),
+            ("pg_namespace", "oid"),
+            ("pg_constraint", "oid"),
+            ("pg_trigger", "oid"),
+            ("pg_rewrite", "oid"),
+            ("pg_proc", "oid"),
+            ("pg_inherits", "inhrelid"),
+        ];
+        let marks = catalogs.map(|(name, of)| {
+            format!("coalesce((SELECT sum(hashtextextended({of}::text || xmin::text, 0)) FROM {name} WHERE {of}::bigint >= 16384), 0)::text")
         });
-        let sql = format!("SELECT {} || current_schemas(true)::text", marks.join(" || '/' || "));
+        let settings = ["standard_conforming_strings", "bytea_output", "extra_float_digits"];
+        let settings = settings.map(|name| format!("current_setting('{name}')")).join(" || '/' || ");
+        let sql = format!("SELECT {} || current_schemas(true)::text || {settings}", marks.join(" || '/' || "));
         sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).persistent(false).fetch_one(conn).await.map_err(database_error)
     }
 
@@ -173,11 +193,30 @@ impl Facts {
         facts.load_tables(conn, catalog, &synced, followers, &found).await?;
         facts.find_writers(&synced, &found);
         facts.name_relations(conn).await?;
-        let setting = query(conn, "SELECT current_setting('standard_conforming_strings') = 'on'").await?;
-        if !setting.iter().any(|row| row.get::<bool, _>(0)) {
-            facts.problems.push("`standard_conforming_strings` is off, so texts are read in another way".into());
-        }
+        facts.check_settings(conn).await?;
         Ok(facts)
+    }
+
+    /// Settings by which texts or images mean something else. Connections of our own say them; those of a caller's pool, or a pooler's, may not.
+    async fn check_settings(&mut self, conn: &mut PgConnection) -> Result<()> {
+        let sql =
+            "SELECT current_setting('standard_conforming_strings') = 'on', current_setting('bytea_output') = 'hex',
+              current_setting('extra_float_digits')::int > 0";
+        for row in query(conn, sql).await? {
+            for (place, problem) in [
+                "`standard_conforming_strings` is off, so texts are read in another way",
+                "`bytea_output` is not `hex`, so bytes are written in another way",
+                "`extra_float_digits` is below 1, so digits of floating point numbers are lost",
+            ]
+            .into_iter()
+            .enumerate()
+            {
+                if !row.get::<bool, _>(place) {
+                    self.problems.push(problem.into());
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Foreign keys that lead to synced tables, by the table that they refer to.
@@ -234,7 +273,11 @@ impl Facts {
               array_agg(a.attname::text ORDER BY a.attnum), array_agg(format_type(a.atttypid, a.atttypmod) ORDER BY a.attnum),
               (SELECT array_agg(k.attname::text) FROM pg_index i JOIN pg_attribute k ON k.attrelid = c.oid AND k.attnum = ANY(i.indkey) WHERE i.indrelid = c.oid AND i.indisprimary),
               EXISTS (SELECT 1 FROM pg_inherits h JOIN pg_class p ON p.oid = h.inhrelid WHERE h.inhparent = c.oid AND NOT p.relispartition),
-              (SELECT array_agg(t.tgfoid::bigint) FROM pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgenabled <> 'D' AND t.tgtype & 19 = 19)
+              (SELECT array_agg(t.tgfoid::bigint) FROM pg_trigger t WHERE (t.tgrelid = c.oid OR t.tgrelid IN (SELECT relid FROM pg_partition_tree(c.oid)))
+                AND NOT t.tgisinternal AND t.tgenabled <> 'D' AND t.tgtype & 19 = 19),
+              (SELECT array_agg(k.attname::text) FROM pg_index i JOIN pg_attribute k ON k.attrelid = c.oid AND k.attnum = ANY(i.indkey)
+                WHERE i.indrelid = c.oid AND i.indisunique AND i.indpred IS NULL AND i.indexprs IS NULL),
+              row_security_active(c.oid)
             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
             WHERE c.oid::text = ANY($1) GROUP BY c.oid, n.oid";
         for row in query_of(conn, sql, oids.iter().map(ToString::to_string).collect()).await? {
@@ -251,6 +294,8 @@ impl Facts {
                     Some(id) => catalog.entity(id).key_columns().map(|column| column.name.to_owned()).collect(),
                     None => row.get::<Option<Vec<String>>, _>(6).unwrap_or_default(),
                 },
+                unique: row.get::<Option<Vec<String>>, _>(9).unwrap_or_default().into_iter().collect(),
+                is_secured: row.get(10),
                 rewritten: row.get::<Option<Vec<Oid>>, _>(8).map(|triggers| found.words(&triggers)),
                 followers: followers.remove(&oid).unwrap_or_default(),
             };
@@ -276,7 +321,8 @@ impl Facts {
         loop {
             let before = (matter.len(), writers.len());
             let tables: HashSet<String> = matter.values().map(|name| name.to_lowercase()).collect();
-            let functions: HashSet<&str> = writers.iter().map(|oid| found.functions[oid].name.as_str()).collect();
+            let functions: HashSet<String> =
+                writers.iter().map(|oid| found.functions[oid].name.to_lowercase()).collect();
             let more = found.functions.iter().filter(|(_, function)| function.writes(&tables, &functions));
             writers.extend(more.map(|(oid, _)| *oid).collect::<Vec<_>>());
             for (child, parent) in &found.parts {
@@ -322,13 +368,7 @@ impl Facts {
             }
         }
         // A partition's own triggers fire for what is written to the whole.
-        let whole = |oid: &Oid| {
-            let mut oid = *oid;
-            while let Some((_, parent)) = found.parts.iter().find(|(part, _)| *part == oid) {
-                oid = *parent;
-            }
-            oid
-        };
+        let whole = |oid: &Oid| found.wholes(*oid).last().unwrap_or(*oid);
         for (table, function) in &found.triggers {
             if self.tables.contains_key(&whole(table)) && writers.contains(function) {
                 self.problems.push(format!(
@@ -336,6 +376,12 @@ impl Facts {
                     name(table),
                     found.functions[function].name
                 ));
+            }
+        }
+        for part in self.tables.keys() {
+            if let Some(whole) = found.wholes(*part).find(|whole| self.tables.contains_key(whole)) {
+                let (part, whole) = (name(part), name(&whole));
+                self.problems.push(format!("{part} is a part of {whole}, and entities or foreign keys name both"));
             }
         }
         for (table, _) in found.rules.iter().filter(|(table, _)| self.tables.contains_key(table)) {
@@ -351,19 +397,27 @@ impl Facts {
                     .push(format!("rows of {child} follow those of {parent}, and not all that they write is seen"));
             }
         }
+        self.functions = writers.iter().map(|oid| found.functions[oid].name.clone()).collect();
+        self.check_followers();
         self.problems.sort();
         self.problems.dedup();
-        self.functions = writers.iter().map(|oid| found.functions[oid].name.clone()).collect();
-        self.find_moved_keys();
     }
 
-    /// A key that is set to its default by a foreign key goes nobody knows where.
-    fn find_moved_keys(&mut self) {
-        let followers = self.tables.values().flat_map(|table| &table.followers);
-        for follower in followers.filter(|follower| [follower.on_delete, follower.on_update].contains(&Action::Set)) {
+    /// What foreign keys do to rows that cannot be followed.
+    fn check_followers(&mut self) {
+        for follower in self.tables.values().flat_map(|table| &table.followers) {
             let Some(child) = self.tables.get(&follower.child) else { continue };
-            if child.entity.is_some() && child.key.iter().any(|key| follower.child_columns.contains(key)) {
+            // A key that is set to its default goes nobody knows where.
+            let sets = [follower.on_delete, follower.on_update].contains(&Action::Set);
+            if sets && child.entity.is_some() && child.key.iter().any(|key| follower.child_columns.contains(key)) {
                 self.problems.push(format!("a foreign key sets columns of the key of {}", child.name));
+            }
+            // Policies hold for what the recorder looks for, and not for what foreign keys do.
+            if child.is_secured {
+                self.problems.push(format!(
+                    "rows of {} follow others by a foreign key, and row level security hides some from this role",
+                    child.name
+                ));
             }
         }
     }
@@ -413,15 +467,20 @@ fn writes(words: Option<&HashSet<String>>, tables: &HashSet<String>) -> bool {
 }
 
 impl Function {
-    fn writes(&self, tables: &HashSet<String>, writers: &HashSet<&str>) -> bool {
-        let calls = |words: &HashSet<String>| {
-            words.contains("execute") || words.iter().any(|word| writers.contains(word.as_str()))
-        };
+    fn writes(&self, tables: &HashSet<String>, writers: &HashSet<String>) -> bool {
+        let calls =
+            |words: &HashSet<String>| words.contains("execute") || words.iter().any(|word| writers.contains(word));
         self.words.as_ref().is_none_or(calls) || writes(self.words.as_ref(), tables)
     }
 }
 
 impl Found {
+    /// The tables that a table is a part of, each of the next.
+    fn wholes(&self, oid: Oid) -> impl Iterator<Item = Oid> {
+        let whole = |part: &Oid| self.parts.iter().find(|(child, _)| child == part).map(|(_, whole)| *whole);
+        std::iter::successors(whole(&oid), whole)
+    }
+
     fn words(&self, functions: &[Oid]) -> Words {
         let words = functions.iter().map(|oid| self.functions.get(oid).and_then(|function| function.words.clone()));
         words.collect::<Option<Vec<_>>>().map(|words| words.into_iter().flatten().collect())

@@ -18,7 +18,10 @@ use std::{
 use sea_orm::{DbErr, Statement, Values, sea_query::Value};
 use sqlx::PgConnection;
 
-use self::{cascade::Cascade, facts::Facts};
+use self::{
+    cascade::Cascade,
+    facts::{Facts, Table},
+};
 use super::{
     connections::Connections,
     session::{self, Answer, How},
@@ -135,12 +138,17 @@ impl Schema {
         (!problems.is_empty()).then(text)
     }
 
+    /// What a synced table is called in the outbox.
+    fn name(&self, table: &Table) -> &'static str {
+        table.entity.map_or("", |id| self.catalog.entity(id).name)
+    }
+
     /// What to send for a text. `None` where that is certainly the text itself.
     pub(super) fn program(&self, sql: &str) -> Result<Option<Arc<Program>>, DbErr> {
         // Most texts are single selects from SeaORM; they need no second look.
         let is = |head: &str| sql.trim_start().get(..head.len()).is_some_and(|start| start.eq_ignore_ascii_case(head));
         let has = |word: &[u8]| sql.as_bytes().windows(word.len()).any(|part| part.eq_ignore_ascii_case(word));
-        let is_safe = || !sql.contains(';') && !has(b"into") && !has(b"set_config");
+        let is_safe = || !sql.contains(';') && !has(b"into") && !has(b"set_config") && !has(b"u&");
         if is("select ") && !self.facts.has_functions() && is_safe() {
             return Ok(None);
         }

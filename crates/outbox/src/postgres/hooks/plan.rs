@@ -7,7 +7,7 @@ use super::{
     facts::{Action as Follows, Follower, Meaning, Table},
     rewrite::{Rewriter, quoted},
 };
-use crate::hooks::{Action, Conflict, Effect, Piece, Verb, Write};
+use crate::hooks::{Action, Conflict, Effect, Piece, Syntax, Verb, Write, words};
 
 /// What stands behind refusals.
 const INSTEAD: &str =
@@ -113,12 +113,17 @@ impl Schema {
         if let Some(why) = obstacle(write, table, followed) {
             return refuse(why);
         }
+        if followed && !piece.nested.is_empty() {
+            return refuse(
+                "may not write in its WITH, because rows of others follow it. Make each a statement of its own",
+            );
+        }
         let rewriter = |held| Rewriter { write, table, entity, values: piece.values, held };
         if !followed {
             return Ok(Some(Way::One(rewriter(false).rewrite())));
         }
         let cascade =
-            Cascade::plan(&self.facts, table, write, rewriter(false).lock(&table.referred()), rewriter(true).rewrite());
+            Cascade::plan(self, table, write, rewriter(false).lock(&table.referred()), rewriter(true).rewrite());
         match cascade {
             Ok(cascade) => Ok(Some(Way::Cascade(Box::new(cascade)))),
             Err(why) => refuse(&why),
@@ -163,10 +168,27 @@ fn obstacle(write: &Write, table: &Table, followed: bool) -> Option<&'static str
             "may not change a key where a row is in the way, because the table has triggers. Use INSERT and UPDATE",
         );
     }
+    if write.verb == Verb::Insert && updates(write) && table.rewrites_any(&table.key) {
+        return Some("may not update a row in the way, because a trigger may change its key. Use INSERT and UPDATE");
+    }
+    if write.verb == Verb::Update && write.from.is_some() && skips_locked(write) {
+        return Some(
+            "may not skip locked rows where it joins others. Name the rows in the WHERE: `WHERE id IN (SELECT …)`",
+        );
+    }
     if followed && table.key.is_empty() {
         return Some("cannot be followed to the rows that refer to it, because the table has no primary key");
     }
     None
+}
+
+/// Whether a statement leaves out rows that others have locked. Asked twice, it would find other rows.
+fn skips_locked(write: &Write) -> bool {
+    let skips = |clause: &String| {
+        words(clause, Syntax::Postgres).is_none_or(|words| words.contains("skip") && words.contains("locked"))
+    };
+    let with = write.with.as_ref().map(|with| &with.text);
+    with.into_iter().chain(&write.from).chain(&write.filter).any(skips)
 }
 
 /// Whether an item of a returning list is a column of the written table, by its bare name or with the table's.

@@ -91,15 +91,35 @@ impl Rewriter<'_> {
         }
     }
 
-    /// The caller's `WHERE`, and that the row is one of those that are held.
+    /// The caller's `WHERE`.
     fn filter(&self) -> String {
-        let mut parts: Vec<String> = self.write.filter.iter().map(|filter| format!("({filter}\n)")).collect();
-        if self.held {
-            let row = self.row();
-            let keys = list(&self.table.key, |_, name| format!("{row}.{name}"));
-            parts.push(format!("({keys}) IN ({})", given(self.table, &self.table.key, self.values + CONTEXT + 1)));
+        self.write.filter.as_ref().map_or_else(|| "TRUE".into(), |filter| format!("({filter}\n)"))
+    }
+
+    /// That a row is one of those that are held.
+    fn is_held(&self) -> String {
+        let row = self.row();
+        let keys = list(&self.table.key, |_, name| format!("{row}.{name}"));
+        format!("({keys}) IN ({})", given(self.table.types(&self.table.key), self.values + CONTEXT + 1))
+    }
+
+    /// Which rows are updated. Those that are held have passed the caller's `WHERE`, and might not pass again: it is asked once more only to join them
+    /// with others.
+    fn updated(&self) -> String {
+        match (self.held, &self.write.from) {
+            (false, _) => self.filter(),
+            (true, None) => self.is_held(),
+            (true, Some(_)) => format!("{} AND {}", self.filter(), self.is_held()),
         }
-        if parts.is_empty() { "TRUE".into() } else { parts.join(" AND ") }
+    }
+
+    /// Which rows are deleted: with `USING`, where they are not known by now.
+    fn deleted(&self) -> String {
+        if self.held {
+            return format!("WHERE {}", self.is_held());
+        }
+        let using = self.write.from.as_ref().map(|from| format!("USING {from}\n")).unwrap_or_default();
+        format!("{using} WHERE {}", self.filter())
     }
 
     fn image(&self, entity: &EntityMeta) -> String {
@@ -112,7 +132,8 @@ impl Rewriter<'_> {
 
     /// `entity, operation, before, after, actor, origin, mutation id`, to stand behind `SELECT`.
     fn record(&self, operation: &str, before: &str, after: &str) -> String {
-        format!("{}, {operation}, {before}, {after}, {}", literal(&self.table.name), context(self.values))
+        let entity = self.entity.map_or("", |entity| entity.name);
+        format!("{}, {operation}, {before}, {after}, {}", literal(entity), context(self.values))
     }
 
     /// What the caller gets.
@@ -125,7 +146,7 @@ impl Rewriter<'_> {
 
     /// The system columns that the caller's list names; a row of a `WITH` has them only where they are put in.
     fn system_columns(&self, returning: &[String]) -> Vec<&'static str> {
-        const SYSTEM: [&str; 4] = ["xmin", "xmax", "ctid", "tableoid"];
+        const SYSTEM: [&str; 6] = ["xmin", "xmax", "cmin", "cmax", "ctid", "tableoid"];
         let named = |name: &&str| returning.iter().any(|item| item.contains(name));
         SYSTEM.into_iter().filter(named).collect()
     }
@@ -182,16 +203,23 @@ impl Rewriter<'_> {
     fn insert(&self, entity: &EntityMeta) -> String {
         let write = self.write;
         let source = write.source.as_deref().unwrap_or("DEFAULT VALUES");
-        let head = format!("{}tidewire_a AS (INSERT {} {source}\n", self.with(), self.target());
+        let head = format!("tidewire_a AS (INSERT {} {source}\n", self.target());
         let (returned, image) = (self.returned(), self.image(entity));
         match &write.conflict {
             Some(Conflict { target, action: Action::Update { set, filter } }) => {
-                let keep = format!("set_config('tidewire.before', {image}, true) IS NOT NULL");
-                let filter = match filter {
-                    Some(filter) => format!("CASE WHEN ({filter}\n) THEN {keep} ELSE FALSE END"),
-                    None => keep,
-                };
-                let kept = "nullif(current_setting('tidewire.before', true), '')";
+                // A trigger may keep a row from being updated after all. Then its image stays, which is not of the row that comes next, nor of a
+                // statement that comes later: there the first look clears what is left.
+                let may_stay = self.table.rewritten.is_some();
+                let setting = if may_stay { "tidewire.before_trigger" } else { "tidewire.before" };
+                let clear =
+                    format!("tidewire_c AS MATERIALIZED (SELECT set_config('{setting}', '', true) AS cleared), ");
+                let (clear, cleared) =
+                    if may_stay { (clear.as_str(), "(SELECT cleared FROM tidewire_c) = ''") } else { ("", "TRUE") };
+                let filter = filter.as_ref().map(|filter| format!(" AND ({filter}\n)")).unwrap_or_default();
+                let filter = format!(
+                    "CASE WHEN {cleared}{filter} THEN set_config('{setting}', {image}, true) IS NOT NULL ELSE FALSE END"
+                );
+                let kept = format!("(CASE WHEN {cleared} THEN nullif(current_setting('{setting}', true), '') END)");
                 let row = self.row();
                 let same_key = self.table.key.iter().map(|key| {
                     format!(
@@ -202,11 +230,10 @@ impl Rewriter<'_> {
                 });
                 let same_key = same_key.collect::<Vec<_>>().join(" AND ");
                 let moves = self.assigns_key();
-                // A trigger may keep a row from being updated after all. Then what its image left is not of the row that comes next.
-                let before = if self.table.rewritten.is_some() && !moves {
+                let before = if may_stay {
                     format!("CASE WHEN {kept} IS NOT NULL AND {same_key} THEN {kept} END")
                 } else {
-                    kept.to_owned()
+                    kept.clone()
                 };
                 let moved = if moves {
                     format!(", ({kept} IS NOT NULL AND NOT ({same_key})) AS tidewire_moved")
@@ -214,8 +241,9 @@ impl Rewriter<'_> {
                     String::new()
                 };
                 let with = format!(
-                    "{head} ON CONFLICT {target} DO UPDATE SET {} WHERE {filter} RETURNING {returned}, {image} AS tidewire_after, \
-                     {before} AS tidewire_before{moved}, set_config('tidewire.before', '', true) AS tidewire_done)",
+                    "{}{clear}{head} ON CONFLICT {target} DO UPDATE SET {} WHERE {filter} RETURNING {returned}, {image} AS tidewire_after, \
+                     {before} AS tidewire_before{moved}, set_config('{setting}', '', true) AS tidewire_done)",
+                    self.with(),
                     Self::set(set),
                 );
                 self.uncounted(&with, &self.changes(moves, true))
@@ -225,7 +253,7 @@ impl Rewriter<'_> {
                     Some(conflict) => format!(" ON CONFLICT {} DO NOTHING", conflict.target),
                     None => String::new(),
                 };
-                let with = format!("{head}{conflict} RETURNING {returned}, {image} AS tidewire_after)");
+                let with = format!("{}{head}{conflict} RETURNING {returned}, {image} AS tidewire_after)", self.with());
                 let record = self.record("'insert'", "NULL::text", "tidewire_after");
                 self.counted(&with, &format!("SELECT {record} FROM tidewire_a"))
             }
@@ -233,12 +261,11 @@ impl Rewriter<'_> {
     }
 
     fn delete(&self, entity: &EntityMeta) -> String {
-        let using = self.write.from.as_ref().map(|from| format!(" USING {from}\n")).unwrap_or_default();
         let with = format!(
-            "{}tidewire_a AS (DELETE {}{using} WHERE {} RETURNING {}, {} AS tidewire_before)",
+            "{}tidewire_a AS (DELETE {} {} RETURNING {}, {} AS tidewire_before)",
             self.with(),
             self.target(),
-            self.filter(),
+            self.deleted(),
             self.returned(),
             self.image(entity),
         );
@@ -247,13 +274,13 @@ impl Rewriter<'_> {
     }
 
     fn update(&self, entity: &EntityMeta) -> String {
-        let (row, filter) = (self.row(), self.filter());
+        let (row, rows) = (self.row(), self.updated());
         let (returned, image) = (self.returned(), self.image(entity));
         let moves = self.assigns_key() || self.table.rewrites_any(&self.table.key);
         let key = list(&self.table.key, |place, name| format!("{row}.{name} AS tidewire_k{place}"));
-        let lock = if self.assigns_key() { "UPDATE" } else { "NO KEY UPDATE" };
+        let lock = self.table.lock(self.write.assigned());
         let mut locked = format!(
-            "SELECT {key}, {image} AS tidewire_before FROM {} WHERE {filter} FOR {lock} OF {row}",
+            "SELECT {key}, {image} AS tidewire_before FROM {} WHERE {rows} FOR {lock} OF {row}",
             self.sources()
         );
         if self.write.from.is_some() {
@@ -271,9 +298,13 @@ impl Rewriter<'_> {
         } else {
             String::new()
         };
-        let from = self.write.from.as_ref().map(|from| format!("{from}\n, ")).unwrap_or_default();
+        // A locked row is known by its key. The caller's `WHERE` is asked again only to join it with others.
+        let (from, again) = match &self.write.from {
+            Some(from) => (format!("{from}\n, "), format!("{} AND ", self.filter())),
+            None => Default::default(),
+        };
         let with = format!(
-            "{}tidewire_b AS MATERIALIZED ({locked}), tidewire_a AS (UPDATE {} SET {}\n FROM {from}tidewire_b WHERE {filter} AND {same} \
+            "{}tidewire_b AS MATERIALIZED ({locked}), tidewire_a AS (UPDATE {} SET {}\n FROM {from}tidewire_b WHERE {again}{same} \
              RETURNING {returned}, {image} AS tidewire_after, tidewire_b.tidewire_before{moved})",
             self.with(),
             self.target(),
@@ -282,13 +313,14 @@ impl Rewriter<'_> {
         self.uncounted(&with, &self.changes(moves, false))
     }
 
-    /// The table, and what it is joined with, as a `FROM` has them.
+    /// The table, and what it is joined with, as a `FROM` has them. There a query of the caller's `WITH` may have the table's name, so the table comes
+    /// with its schema's.
     fn sources(&self) -> String {
-        let write = self.write;
+        let (write, table) = (self.write, self.table);
         let only = if write.lead.to_ascii_uppercase().ends_with("ONLY") { "ONLY " } else { "" };
         let alias = write.alias.as_ref().map(|alias| format!(" AS {alias}")).unwrap_or_default();
         let from = write.from.as_ref().map(|from| format!(", {from}\n")).unwrap_or_default();
-        format!("{only}{}{alias}{from}", write.table_text)
+        format!("{only}{}.{}{alias}{from}", quoted(&table.schema), quoted(&table.name))
     }
 
     /// Locks the rows that the statement would write, and answers their keys and what their followers refer to, as JSON arrays of texts.
@@ -319,23 +351,22 @@ impl Rewriter<'_> {
         };
         let returning =
             write.returning.as_ref().map(|list| format!(" RETURNING {}", list.join(", "))).unwrap_or_default();
-        let from = |word: &str| write.from.as_ref().map(|from| format!(" {word} {from}\n")).unwrap_or_default();
+        let from = write.from.as_ref().map(|from| format!(" FROM {from}\n")).unwrap_or_default();
         match write.verb {
             Verb::Update => format!(
-                "{with}UPDATE {} SET {}\n{} WHERE {}{returning}",
+                "{with}UPDATE {} SET {}\n{from} WHERE {}{returning}",
                 self.target(),
                 Self::set(&write.set),
-                from("FROM"),
-                self.filter()
+                self.updated()
             ),
-            _ => format!("{with}DELETE {}{} WHERE {}{returning}", self.target(), from("USING"), self.filter()),
+            _ => format!("{with}DELETE {} {}{returning}", self.target(), self.deleted()),
         }
     }
 }
 
-/// The rows in a JSON array of arrays of texts, given as the value at a place, as values of some columns.
-pub(super) fn given(table: &Table, columns: &[String], place: usize) -> String {
-    let values = columns.iter().enumerate().map(|(at, name)| format!("(e ->> {at})::{}", table.type_of(name)));
+/// The rows in a JSON array of arrays of texts, given as the value at a place, as values of some types.
+pub(super) fn given<'a>(types: impl Iterator<Item = &'a str>, place: usize) -> String {
+    let values = types.enumerate().map(|(at, kind)| format!("(e ->> {at})::{kind}"));
     format!("SELECT {} FROM json_array_elements(${place}::text::json) AS e", values.collect::<Vec<_>>().join(", "))
 }
 
