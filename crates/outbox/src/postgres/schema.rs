@@ -147,14 +147,43 @@ async fn check_tables(conn: &mut PgConnection, catalog: &Catalog) -> Result<()> 
             entity.columns.iter().filter(|c| lacks(c.name)).map(|c| format!("the column {}.{}", entity.name, c.name)),
         );
     }
-    if !missing.is_empty() {
-        return Err(Error::new(
-            ErrorKind::Setup,
-            format!(
-                "the database lacks {}, which the registered entities have. Run the migrations, or generate the entities anew",
-                missing.join(", ")
-            ),
-        ));
+    if missing.is_empty() {
+        return check_keys(conn, catalog).await;
+    }
+    Err(Error::new(
+        ErrorKind::Setup,
+        format!(
+            "the database lacks {}, which the registered entities have. Run the migrations, or generate the entities anew",
+            missing.join(", ")
+        ),
+    ))
+}
+
+/// A key has to mean one row. It does where a unique index is over columns of it, all of which have values.
+async fn check_keys(conn: &mut PgConnection, catalog: &Catalog) -> Result<()> {
+    for entity in catalog.entities() {
+        let key: Vec<&str> = entity.key_columns().map(|column| column.name).collect();
+        let is_unique: bool = unnamed_scalar(
+            "SELECT NOT EXISTS (SELECT 1 FROM pg_attribute a WHERE a.attrelid = to_regclass($1) AND a.attname = ANY($2) AND NOT a.attnotnull)
+               AND EXISTS (SELECT 1 FROM pg_index i WHERE i.indrelid = to_regclass($1) AND i.indisunique AND i.indisvalid AND i.indpred IS NULL
+                 AND (SELECT bool_and(coalesce(a.attname = ANY($2), false)) FROM unnest(i.indkey[:i.indnkeyatts - 1]) AS k
+                      LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k))",
+        )
+        .bind(triggers::qualified(entity))
+        .bind(&key)
+        .fetch_one(&mut *conn)
+        .await
+        .map_err(database_error)?;
+        if !is_unique {
+            return Err(Error::new(
+                ErrorKind::Setup,
+                format!(
+                    "the key of {} ({}) may be another row's too, or null. Give the table a primary key, or a unique index and NOT NULL",
+                    entity.name,
+                    key.join(", ")
+                ),
+            ));
+        }
     }
     Ok(())
 }

@@ -631,3 +631,26 @@ async fn an_update_of_a_unique_column_waits_without_a_lock() {
     update.unwrap();
     zoo.assert_replays().await;
 }
+
+/// A key means one row.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_none_is_told_at_the_check() {
+    for (prepare, well) in [
+        ("ALTER TABLE chip DROP CONSTRAINT chip_pkey", false),
+        ("ALTER TABLE chip DROP CONSTRAINT chip_pkey; CREATE UNIQUE INDEX ON chip (serial) WHERE serial > 7", false),
+        ("ALTER TABLE chip DROP CONSTRAINT chip_pkey; CREATE UNIQUE INDEX ON chip (serial, animal_id)", false),
+        ("ALTER TABLE chip DROP CONSTRAINT chip_pkey; CREATE UNIQUE INDEX ON chip (serial) INCLUDE (animal_id)", true),
+        ("ALTER TABLE chip DROP CONSTRAINT chip_pkey, ALTER serial DROP NOT NULL, ADD UNIQUE (serial)", false),
+    ] {
+        let Some(database) = TestDatabase::postgres().await else { return };
+        let zoo = Zoo::of(database).await;
+        run(zoo.recorder.unrecorded(), prepare).await;
+        match zoo.recorder.check().await {
+            Ok(()) => assert!(well, "{prepare}"),
+            Err(error) => {
+                assert!(!well && error.to_string().contains("the key of chip (serial)"), "{prepare}: {error}")
+            }
+        }
+        zoo.recorder.close().await;
+    }
+}
