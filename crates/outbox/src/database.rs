@@ -205,6 +205,16 @@ impl Abandoned {
         });
     }
 
+    /// The level to roll back to before whatever comes next. It stays until [`rolled_back`](Self::rolled_back).
+    pub(crate) fn level(&self) -> Option<u32> {
+        Some(self.0.load(Ordering::Acquire)).filter(|level| *level > 0)
+    }
+
+    /// Forgets what has been undone, unless a lower level was dropped meanwhile.
+    pub(crate) fn rolled_back(&self, level: u32) {
+        let _ = self.0.compare_exchange(level, 0, Ordering::AcqRel, Ordering::Acquire);
+    }
+
     /// The level to roll back to before whatever comes next.
     pub(crate) fn take(&self) -> Option<u32> {
         Some(self.0.swap(0, Ordering::AcqRel)).filter(|level| *level > 0)

@@ -44,6 +44,9 @@ pub(super) struct Connections {
     pool: PgPool,
     /// What needs a connection of its own for longer than a transaction runs on: the same, or a few that go past the pooler.
     direct_pool: PgPool,
+    /// What is not the recorder's runs on. What the caller sets there must not reach the recorder's statements, so these are others; but not where the
+    /// caller gave the pool, or only the way through a pooler is known.
+    plain_pool: PgPool,
     /// Without a pooler in between; none where only one is known.
     direct: Option<PgConnectOptions>,
     /// Whether a pooler is in between.
@@ -92,7 +95,7 @@ impl Connections {
             tracing::info!("the database is reached through a pooler; statements run in transactions of their own");
         }
         let learns = pooled.then(|| Arc::clone(catalog));
-        let pool = PgPoolOptions::new()
+        let kept = PgPoolOptions::new()
             .acquire_timeout(ACQUIRE_TIMEOUT)
             // Snapshots and the tail take some too.
             .max_connections(options.max_readers.saturating_add(6))
@@ -106,19 +109,18 @@ impl Connections {
                         None => greet(conn).await,
                     }
                 })
-            })
-            .connect_with(connect.clone())
-            .await
-            .map_err(database_error)?;
-        let direct = direct.or_else(|| (!pooled).then_some(connect));
-        let direct_pool = match (&direct, pooled) {
-            (Some(direct), true) => PgPoolOptions::new()
-                .acquire_timeout(ACQUIRE_TIMEOUT)
-                .max_connections(4)
-                .connect_lazy_with(direct.clone()),
-            _ => pool.clone(),
+            });
+        let pool = kept.clone().connect_with(connect.clone()).await.map_err(database_error)?;
+        let (direct_pool, plain_pool) = match (&direct, pooled) {
+            (Some(direct), true) => {
+                let few = PgPoolOptions::new().acquire_timeout(ACQUIRE_TIMEOUT).max_connections(4);
+                (few.clone().connect_lazy_with(direct.clone()), few.connect_lazy_with(direct.clone()))
+            }
+            (None, true) => (pool.clone(), pool.clone()),
+            (_, false) => (pool.clone(), kept.connect_lazy_with(connect.clone())),
         };
-        Ok(Self { pool, direct_pool, direct, pooled, found: Mutex::default() })
+        let direct = direct.or_else(|| (!pooled).then_some(connect));
+        Ok(Self { pool, direct_pool, plain_pool, direct, pooled, found: Mutex::default() })
     }
 
     /// A pool that the caller has.
@@ -127,15 +129,21 @@ impl Connections {
         Self {
             pool: pool.clone(),
             direct_pool: pool.clone(),
+            plain_pool: pool.clone(),
             direct: Some(direct),
             pooled: false,
             found: Mutex::default(),
         }
     }
 
-    /// Connections that are whole, as SeaORM's own and the database's log need them.
+    /// Connections that are whole, as the database's log needs them.
     pub(super) fn direct_pool(&self) -> &PgPool {
         &self.direct_pool
+    }
+
+    /// Connections for SeaORM's own, whole too.
+    pub(super) fn plain_pool(&self) -> &PgPool {
+        &self.plain_pool
     }
 
     /// How a connection is opened: through the pooler, if there is one.
@@ -197,6 +205,7 @@ impl Connections {
     pub(super) async fn close(&self) {
         self.pool.close().await;
         self.direct_pool.close().await;
+        self.plain_pool.close().await;
     }
 
     /// Resolves when it is known that the database cannot be reached: a pool would go on trying, and say in the end that it was busy.
@@ -301,11 +310,13 @@ async fn still_there(conn: &mut PgConnection, idle: Duration) -> bool {
     idle < TRUSTED || matches!(timeout(CONNECT_TIMEOUT, conn.ping()).await, Ok(Ok(())))
 }
 
-/// What every connection of ours is told: the actor of writes that name none, so that they cost no statement of their own; and that nothing is
-/// compiled for a statement, which takes PostgreSQL some 80 ms where it takes a statement for a large one. It did for each window of the
-/// outbox, before there were statistics: reading 100,000 changes took ten times as long.
+/// What every connection of ours is told: the actor of writes that name none, so that they cost no statement of their own; how images are written,
+/// whatever the role's own way is (numbers and dates sqlx tells it); and that nothing is compiled for a statement, which takes PostgreSQL some 80 ms
+/// where it takes a statement for a large one. It did for each window of the outbox, before there were statistics: reading 100,000 changes took ten
+/// times as long.
 async fn greet(conn: &mut PgConnection) -> Result<(), sqlx::Error> {
-    let sql = "SELECT set_config('tidewire.actor', $1, false), set_config('jit', 'off', false)";
+    let sql = "SELECT set_config('tidewire.actor', $1, false), set_config('bytea_output', 'hex', false),
+               set_config('IntervalStyle', 'postgres', false), set_config('jit', 'off', false)";
     sqlx::query(sql).bind(Context::default().actor.as_str()).execute(conn).await?;
     Ok(())
 }

@@ -84,7 +84,7 @@ impl Postgres {
             hooks: Hooks::new(Arc::clone(&catalog)),
             scripts: Arc::default(),
             catalog,
-            connection: DatabaseConnection::from(connections.direct_pool().clone()),
+            connection: DatabaseConnection::from(connections.plain_pool().clone()),
             doorbell: Arc::new(Doorbell::new(ring, listen, options.log.doorbell_interval)),
             connections,
             epoch: RwLock::default(),
@@ -146,6 +146,14 @@ impl Postgres {
             Capture::Triggers => Capturing::Triggers(Arc::clone(&self.scripts)),
             Capture::Log => Capturing::Log(Arc::clone(&self.scripts)),
         })
+    }
+
+    /// Runs a text as it came.
+    async fn run_as_it_is(&self, statement: Statement, text: Text) -> Result<Executed, DbErr> {
+        let (mut conn, named) = (self.connections.lend().await?, self.connections.named());
+        let answer = session::run_as_it_is(&mut conn, statement, text, named).await?;
+        conn.done().await.map_err(session::exec_error)?;
+        Ok(answer.into())
     }
 
     /// Runs a text in a transaction of its own.
@@ -288,29 +296,16 @@ impl Database for Postgres {
                 if writes && (self.connections.pooled || *context != Context::default()) {
                     return self.in_transaction(statement, text, context).await;
                 }
-                let answer = session::run_as_it_is(
-                    &mut *self.connections.lend().await?,
-                    statement,
-                    text,
-                    self.connections.named(),
-                )
-                .await?;
+                let executed = self.run_as_it_is(statement, text).await?;
                 if writes {
                     self.doorbell.ring();
                 }
-                Ok(answer.into())
+                Ok(executed)
             }
             // Before there is an outbox one can read.
             Err(error) => match self.scripts.writes(&statement.sql)? {
                 true => Err(error.into()),
-                false => Ok(session::run_as_it_is(
-                    &mut *self.connections.lend().await?,
-                    statement,
-                    text,
-                    self.connections.named(),
-                )
-                .await?
-                .into()),
+                false => self.run_as_it_is(statement, text).await,
             },
         }
     }
@@ -326,10 +321,13 @@ impl Database for Postgres {
         }
         let (mut conn, named) = (self.connections.lend().await?, self.connections.named());
         let rows = async_stream::try_stream! {
-            let mut rows = session::query(&statement.sql, statement.values, named).fetch(&mut *conn);
-            while let Some(row) = rows.try_next().await.map_err(session::exec_error)? {
-                yield QueryResult::from(row);
+            {
+                let mut rows = session::query(&statement.sql, statement.values, named).fetch(&mut *conn);
+                while let Some(row) = rows.try_next().await.map_err(session::exec_error)? {
+                    yield QueryResult::from(row);
+                }
             }
+            conn.done().await.map_err(session::exec_error)?;
         };
         Ok(rows.boxed())
     }

@@ -53,6 +53,8 @@ struct Open {
     transaction: Option<Transaction<'static, Sqlx>>,
     /// What the transaction's settings say, where that is known; or what it said last to the log.
     context: Option<Context>,
+    /// Set while a text runs that takes several statements: given up in the middle, it has written what is not recorded.
+    unfinished: bool,
     /// Whether the connection is lent by a pooler, which knows nothing of what it was told before.
     pooled: bool,
 }
@@ -170,9 +172,14 @@ impl Open {
     async fn rollback_to(&mut self, level: u32) -> Result<(), DbErr> {
         // Settings are rolled back too, and so is what was told to the log.
         self.context = None;
-        let savepoint = savepoint(level);
-        self.control(format!("ROLLBACK TO SAVEPOINT {savepoint}")).await?;
-        self.control(format!("RELEASE SAVEPOINT {savepoint}")).await
+        self.control(format!("ROLLBACK TO SAVEPOINT {}", savepoint(level))).await?;
+        // No savepoint is made within a text.
+        self.unfinished = false;
+        Ok(())
+    }
+
+    async fn release(&mut self, level: u32) -> Result<(), DbErr> {
+        self.control(format!("RELEASE SAVEPOINT {}", savepoint(level))).await
     }
 
     /// Tells the triggers, or the log, in whose name the next statement writes.
@@ -209,7 +216,7 @@ impl PostgresSession {
         doorbell: Arc<Doorbell>,
         pooled: bool,
     ) -> Self {
-        let open = Open { transaction: Some(transaction), context: None, pooled };
+        let open = Open { transaction: Some(transaction), context: None, unfinished: false, pooled };
         Self { open: Mutex::new(open), abandoned: Abandoned::default(), capture, catalog, doorbell }
     }
 
@@ -228,10 +235,23 @@ impl PostgresSession {
     }
 
     async fn open(&self) -> Result<tokio::sync::MutexGuard<'_, Open>, DbErr> {
+        let open = self.back().await?;
+        if open.unfinished {
+            let problem = "a statement of the transaction was given up in the middle. Roll it back";
+            return Err(Error::new(ErrorKind::Aborted, problem).into());
+        }
+        Ok(open)
+    }
+
+    /// The transaction without what was abandoned in it.
+    async fn back(&self) -> Result<tokio::sync::MutexGuard<'_, Open>, DbErr> {
         let mut open = self.open.lock().await;
         open.connection()?;
-        if let Some(level) = self.abandoned.take() {
+        if let Some(level) = self.abandoned.level() {
             open.rollback_to(level).await?;
+            // Not before: whoever waits for the answer may be gone by then.
+            self.abandoned.rolled_back(level);
+            open.release(level).await?;
         }
         Ok(open)
     }
@@ -245,8 +265,11 @@ impl Session for PostgresSession {
                 let program = schema.program(&statement.sql)?;
                 let mut open = self.open().await?;
                 let named = !open.pooled;
+                open.unfinished = program.as_ref().is_some_and(|program| program.needs_transaction(text));
                 let run = schema.run(open.connection()?, program.as_deref(), statement, text, context, named);
-                Ok(run.await?.into())
+                let answer = run.await;
+                open.unfinished = false;
+                Ok(answer?.into())
             }
             Capturing::Triggers(scripts) | Capturing::Log(scripts) => {
                 let writes = scripts.writes(&statement.sql)?;
@@ -285,11 +308,13 @@ impl Session for PostgresSession {
     }
 
     async fn release(&self, level: u32) -> Result<(), DbErr> {
-        self.open().await?.control(format!("RELEASE SAVEPOINT {}", savepoint(level))).await
+        self.open().await?.release(level).await
     }
 
     async fn rollback_to(&self, level: u32) -> Result<(), DbErr> {
-        self.open().await?.rollback_to(level).await
+        let mut open = self.back().await?;
+        open.rollback_to(level).await?;
+        open.release(level).await
     }
 
     fn abandon(&self, level: u32) {

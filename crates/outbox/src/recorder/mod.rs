@@ -205,6 +205,9 @@ impl Recorder {
 
     /// The plain connection. What it writes is not recorded, and nobody who follows the log will know of it: for migrations, and for
     /// statements that the recorder refuses and that change no synced row.
+    ///
+    /// On PostgreSQL it has connections of its own, so what is set there (`SET search_path`) is set for nothing else; but not where the recorder was made
+    /// of the caller's pool, or the only way leads through a pooler.
     pub fn unrecorded(&self) -> &DatabaseConnection {
         self.database.connection()
     }

@@ -2,8 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use futures_util::future::join_all;
-use sea_orm::{ActiveModelTrait, ColumnTrait, EntityTrait, QueryFilter, Set, TransactionSession, TransactionTrait};
+use futures_util::{TryStreamExt, future::join_all};
+use sea_orm::{
+    ActiveModelTrait, ColumnTrait, ConnectionTrait, DbBackend, EntityTrait, QueryFilter, Set, Statement, StreamTrait,
+    TransactionSession, TransactionTrait,
+};
 use tidewire_outbox::{
     Actor, Batch, Capture, Cursor, ErrorKind, MutationId, Origin, Recorder, RecorderOptions, Shape, Start, Step,
 };
@@ -180,4 +183,29 @@ async fn the_databases_log_is_read_the_direct_way() {
     let mut events = with.log().follow(Shape::of::<food::Entity>(), Start::Snapshot).await.unwrap();
     let Batch::Events { events: rows, .. } = soon(events.next()).await.unwrap() else { panic!() };
     assert_eq!(rows.len(), 3);
+}
+
+/// What a statement does beside what it answers is kept, however it is run.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_transaction_of_the_callers_writes_is_kept() {
+    for capture in [Capture::Hooks, Capture::Triggers] {
+        let Some(pooled) = pooled(capture).await else { return };
+        let plain = pooled.zoo.recorder.unrecorded();
+        run(
+            plain,
+            "CREATE TABLE plain (id int);
+             CREATE FUNCTION add_plain(int) RETURNS int LANGUAGE sql AS 'INSERT INTO plain VALUES ($1) RETURNING id'",
+        )
+        .await;
+        let recorder = pooled.recorder(None).await;
+        let statement = |sql: &str| Statement::from_string(DbBackend::Postgres, sql);
+        let rows = recorder.stream_raw(statement("INSERT INTO plain VALUES (1), (2) RETURNING id")).await.unwrap();
+        assert_eq!(rows.try_collect::<Vec<_>>().await.unwrap().len(), 2);
+        let rows = recorder.stream_raw(statement("SELECT add_plain(3) AS id")).await.unwrap();
+        assert_eq!(rows.try_collect::<Vec<_>>().await.unwrap().len(), 1);
+        assert_eq!(recorder.query_all_raw(statement("SELECT add_plain(4) AS id")).await.unwrap().len(), 1);
+        let kept = statement("SELECT sum(id) AS sum FROM plain");
+        let sum: i64 = plain.query_one_raw(kept).await.unwrap().unwrap().try_get("", "sum").unwrap();
+        assert_eq!(sum, 10, "{capture}");
+    }
 }

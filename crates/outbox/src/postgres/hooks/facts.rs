@@ -15,6 +15,15 @@ use crate::{
 /// An object's number in the database's own catalogue.
 pub(super) type Oid = i64;
 
+/// Settings by which texts or images mean something else: what they must match, and what it is where they do not.
+const SETTINGS: [(&str, &str, &str); 5] = [
+    ("standard_conforming_strings", "^on$", "is off, so texts are read in another way"),
+    ("bytea_output", "^hex$", "is not `hex`, so bytes are written in another way"),
+    ("extra_float_digits", "^[123]$", "is below 1, so digits of floating point numbers are lost"),
+    ("IntervalStyle", "^postgres$", "is not `postgres`, so intervals are written in another way"),
+    ("DateStyle", "^ISO", "is not `ISO`, so dates are written in another way"),
+];
+
 /// What is known of a database's schema.
 #[derive(Debug, Default)]
 pub(super) struct Facts {
@@ -166,8 +175,7 @@ impl Facts {
         let marks = catalogs.map(|(name, of)| {
             format!("coalesce((SELECT sum(hashtextextended({of}::text || xmin::text, 0)) FROM {name} WHERE {of}::bigint >= 16384), 0)::text")
         });
-        let settings = ["standard_conforming_strings", "bytea_output", "extra_float_digits"];
-        let settings = settings.map(|name| format!("current_setting('{name}')")).join(" || '/' || ");
+        let settings = SETTINGS.map(|(name, ..)| format!("current_setting('{name}')")).join(" || '/' || ");
         let sql = format!("SELECT {} || current_schemas(true)::text || {settings}", marks.join(" || '/' || "));
         sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).persistent(false).fetch_one(conn).await.map_err(database_error)
     }
@@ -197,23 +205,14 @@ impl Facts {
         Ok(facts)
     }
 
-    /// Settings by which texts or images mean something else. Connections of our own say them; those of a caller's pool, or a pooler's, may not.
+    /// Connections of our own have the settings right; those of a caller's pool, or a pooler's, may not.
     async fn check_settings(&mut self, conn: &mut PgConnection) -> Result<()> {
-        let sql =
-            "SELECT current_setting('standard_conforming_strings') = 'on', current_setting('bytea_output') = 'hex',
-              current_setting('extra_float_digits')::int > 0";
-        for row in query(conn, sql).await? {
-            for (place, problem) in [
-                "`standard_conforming_strings` is off, so texts are read in another way",
-                "`bytea_output` is not `hex`, so bytes are written in another way",
-                "`extra_float_digits` is below 1, so digits of floating point numbers are lost",
-            ]
-            .into_iter()
-            .enumerate()
-            {
-                if !row.get::<bool, _>(place) {
-                    self.problems.push(problem.into());
-                }
+        let (names, wanted) = (SETTINGS.map(|(name, ..)| name), SETTINGS.map(|(_, wanted, _)| wanted));
+        let sql = "SELECT current_setting(name) ~ wanted FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS l(name, wanted, n) ORDER BY n";
+        let right = sqlx::query_scalar::<_, bool>(sql).persistent(false).bind(names).bind(wanted).fetch_all(conn).await;
+        for ((name, _, problem), is_right) in SETTINGS.into_iter().zip(right.map_err(database_error)?) {
+            if !is_right {
+                self.problems.push(format!("`{name}` {problem}"));
             }
         }
         Ok(())

@@ -14,7 +14,7 @@ const INSTEAD: &str =
     "Captures that record it are `triggers` and `log`; `Recorder::unrecorded` runs it without a record";
 
 /// Settings by which the same statement, or the image of a row, would be another.
-const GUARDED: [&str; 10] = [
+const GUARDED: [&str; 12] = [
     "all",
     "search_path",
     "schema",
@@ -25,6 +25,8 @@ const GUARDED: [&str; 10] = [
     "standard_conforming_strings",
     "bytea_output",
     "extra_float_digits",
+    "intervalstyle",
+    "datestyle",
 ];
 
 impl Schema {

@@ -1,6 +1,7 @@
 //! Capture by hooks on PostgreSQL: what its tables and its statements have of their own.
 
 mod cascade;
+mod connections;
 mod upsert;
 
 use sea_orm::{
@@ -648,7 +649,7 @@ async fn a_key_that_is_none_is_told_at_the_check() {
         match zoo.recorder.check().await {
             Ok(()) => assert!(well, "{prepare}"),
             Err(error) => {
-                assert!(!well && error.to_string().contains("the key of chip (serial)"), "{prepare}: {error}")
+                assert!(!well && error.to_string().contains("the key of chip (serial)"), "{prepare}: {error}");
             }
         }
         zoo.recorder.close().await;
