@@ -220,7 +220,7 @@ impl<'a> Reader<'a> {
         let end = self.lexemes.len();
         let returning = self.keyword(at, end, "RETURNING").unwrap_or(end);
         if returning < end {
-            write.returning = Some(self.list(returning + 1, end)?);
+            write.returning = Some(self.returned(&write.table.name, returning + 1, end)?);
         }
         match write.verb {
             Verb::Insert => self.insert(&mut write, at, returning)?,
@@ -440,8 +440,25 @@ impl<'a> Reader<'a> {
         (start < end).then(|| self.identifier(place)).flatten()
     }
 
-    fn list(self, start: usize, end: usize) -> Option<Vec<String>> {
-        self.commas(start, end).into_iter().map(|(start, end)| self.slice(start, end)).collect()
+    /// The items of a `RETURNING`. A schema before the table's name is left out, since what answers them may be a query of that name; but not beside
+    /// queries, which may mean another schema's.
+    fn returned(self, table: &str, start: usize, end: usize) -> Option<Vec<String>> {
+        let is_schema = |at: usize| {
+            !self.is(at.wrapping_sub(1), &Token::Period)
+                && [at + 1, at + 3].iter().all(|&at| self.is(at, &Token::Period))
+                && self.identifier(at + 2).is_some_and(|name| name == table)
+        };
+        let item = |(start, end): (usize, usize)| {
+            let mut text = String::new();
+            let mut from = start;
+            let has_query = (start..end).any(|at| self.word(at) == "SELECT");
+            for at in (start..end).filter(|&at| !has_query && is_schema(at)) {
+                text.push_str(&self.sql[self.lexemes[from].start..self.lexemes[at].start]);
+                from = at + 2;
+            }
+            Some(text + &self.slice(from, end)?)
+        };
+        self.commas(start, end).into_iter().map(item).collect()
     }
 
     /// The parts of a range between commas.
@@ -759,6 +776,11 @@ mod tests {
         assert_eq!(update.returning, Some(vec!["*".into()]));
         let update = write("UPDATE t SET a = 1");
         assert_eq!((update.from, update.filter, update.returning), (None, None, None));
+        let update = write(
+            "UPDATE s.t SET a = 1 RETURNING s.t.a, f(s.t.*, s.u.a, \"S\".T.a || s.T . b), s.t(1), r.s.t.a, (SELECT s.t.a)",
+        );
+        let items = ["t.a", "f(t.*, s.u.a, T.a || T . b)", "s.t(1)", "r.s.t.a", "(SELECT s.t.a)"];
+        assert_eq!(update.returning, Some(items.map(str::to_owned).to_vec()));
 
         let delete = write("DELETE FROM task t USING k, l WHERE t.id = k.id");
         assert_eq!((delete.alias, delete.from, delete.filter), (text("t"), text("k, l"), text("t.id = k.id")));

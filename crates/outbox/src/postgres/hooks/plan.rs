@@ -5,13 +5,16 @@ use super::{
     Schema, Step, Way,
     cascade::Cascade,
     facts::{Action as Follows, Follower, Meaning, Table},
-    rewrite::{Rewriter, quoted},
+    rewrite::{CONTEXT, Rewriter, quoted},
 };
 use crate::hooks::{Action, Conflict, Effect, Piece, Syntax, Verb, Write, words};
 
 /// What stands behind refusals.
 const INSTEAD: &str =
     "Captures that record it are `triggers` and `log`; `Recorder::unrecorded` runs it without a record";
+
+/// How many values one statement may take.
+const MOST_VALUES: usize = 65_535;
 
 /// Settings by which the same statement, or the image of a row, would be another.
 const GUARDED: [&str; 12] = [
@@ -118,6 +121,12 @@ impl Schema {
         if followed && !piece.nested.is_empty() {
             return refuse(
                 "may not write in its WITH, because rows of others follow it. Make each a statement of its own",
+            );
+        }
+        // Behind the caller's values stand the context, and in a cascade the rows that are held.
+        if piece.values + CONTEXT + usize::from(followed) > MOST_VALUES {
+            return refuse(
+                "takes more values than PostgreSQL does, together with those of its record. Write fewer rows at once",
             );
         }
         let rewriter = |held| Rewriter { write, table, entity, values: piece.values, held };
