@@ -222,11 +222,6 @@ impl Cursor {
         !matches!(self.0, Seen::Visible { .. } | Seen::Numbered { .. })
     }
 
-    /// Whether each look at the database gives another cursor, though nothing was written that is recorded.
-    pub(crate) fn moves_by_itself(&self) -> bool {
-        matches!(self.0, Seen::Visible { .. })
-    }
-
     /// Whether the holder of this cursor has seen all that the holder of the other has. `false` also where that is not known.
     pub fn covers(&self, other: &Cursor) -> bool {
         match (&self.0, &other.0) {

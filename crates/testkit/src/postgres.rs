@@ -265,16 +265,23 @@ impl PostgresServer {
     /// # Panics
     /// When it cannot be made.
     pub async fn standby(&self) -> Self {
+        self.copy(&["--write-recovery-conf"]).await
+    }
+
+    /// A backup of it that is started as it is: another history of the same cluster.
+    ///
+    /// # Panics
+    /// When it cannot be made.
+    pub async fn backup(&self) -> Self {
+        self.copy(&[]).await
+    }
+
+    async fn copy(&self, how: &[&str]) -> Self {
         let folder = folder();
         let cluster = folder.path().join("cluster");
         let copied = as_ordinary_user(&self.programs.join("pg_basebackup"))
-            .args([
-                "--host=127.0.0.1",
-                "--username=tidewire",
-                "--write-recovery-conf",
-                "--checkpoint=fast",
-                "--no-sync",
-            ])
+            .args(["--host=127.0.0.1", "--username=tidewire", "--checkpoint=fast", "--no-sync"])
+            .args(how)
             .args(["--port", &self.port.to_string(), "-D"])
             .arg(&cluster)
             .current_dir(folder.path())
@@ -282,9 +289,9 @@ impl PostgresServer {
             .unwrap();
         assert!(copied.status.success(), "{}", String::from_utf8_lossy(&copied.stderr));
         let (settings, programs) = (self.settings.clone(), self.programs.clone());
-        let mut standby = Self { port: free_port(), folder, settings, programs, keeper: None };
-        standby.start().await;
-        standby
+        let mut copy = Self { port: free_port(), folder, settings, programs, keeper: None };
+        copy.start().await;
+        copy
     }
 
     fn cluster(&self) -> PathBuf {

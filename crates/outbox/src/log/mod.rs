@@ -398,8 +398,15 @@ impl Log {
             })
             .await
             .cloned();
-        // A resync is true of the moment only; and an end that was reached may be passed by the next write.
-        if !matches!(chunk.as_deref(), Ok(Read::Transactions { reached_end: false, .. })) {
+        // A resync is true of the moment only; an end that was reached may be passed by the next write; and what is large is not kept for those
+        // who may come.
+        let keeps = |read: &Read| match read {
+            Read::Transactions { transactions, reached_end: false, .. } => {
+                transactions.iter().map(|transaction| transaction.size()).sum::<usize>() <= Chunks::MAX_BYTES
+            }
+            _ => false,
+        };
+        if !chunk.as_deref().is_ok_and(keeps) {
             self.inner.chunks.forget(after, &cell);
         }
         chunk
@@ -417,6 +424,8 @@ type Cell = OnceCell<Arc<Read>>;
 
 impl Chunks {
     const CAPACITY: usize = 16;
+    /// How large a chunk may be that is kept.
+    const MAX_BYTES: usize = 8 << 20;
 
     fn cell(&self, after: &Cursor) -> Arc<Cell> {
         let mut chunks = self.recent.lock().unwrap_or_else(PoisonError::into_inner);

@@ -133,7 +133,7 @@ pub struct Events<E: EntityTrait> {
     predicate: Predicate,
     snapshot: Option<Snapshot>,
     follower: Follower,
-    ready: VecDeque<Batch<E::Model>>,
+    ready: VecDeque<Result<Batch<E::Model>>>,
 }
 
 impl<E: EntityTrait> fmt::Debug for Events<E> {
@@ -205,59 +205,65 @@ where
     /// Waits for the next part of the shape's history. The first comes at once.
     ///
     /// # Errors
-    /// [`ErrorKind::Corrupt`] where a row does not fit its model; [`ErrorKind::Database`] and its kind while reading from the database. A
-    /// snapshot that fails is lost, as is one that is not read in time ([`ErrorKind::Busy`]): follow again.
+    /// [`ErrorKind::Corrupt`] where a row does not fit its model: whoever asks on is told of the other rows and of what follows, and must not
+    /// take the cursor of it for one that has that row. [`ErrorKind::Database`] and its kind while reading from the database. A snapshot
+    /// that cannot be read is lost, as is one that is not read in time ([`ErrorKind::Busy`]): follow again.
     pub async fn next(&mut self) -> Result<Batch<E::Model>> {
         loop {
             if let Some(batch) = self.ready.pop_front() {
-                return Ok(batch);
+                return batch;
             }
             if let Some(snapshot) = &mut self.snapshot {
                 let rows = snapshot.next().await?.unwrap_or_default();
                 let meta = self.log.catalog().entity(self.entity);
-                let events = rows.iter().map(|row| Ok(Event::Enter(row.model::<E>(meta)?))).collect::<Result<_>>()?;
+                let events = rows.iter().map(|row| row.model::<E>(meta).map(Event::Enter)).collect();
                 let cursor = snapshot.is_ended().then(|| snapshot.cursor().clone());
                 if cursor.is_some() {
                     self.snapshot = None;
                 }
-                return Ok(Batch::Events { cursor, events, up_to_date: false });
+                let events = self.good(events);
+                self.ready.push_back(Ok(Batch::Events { cursor, events, up_to_date: false }));
+                continue;
             }
             match self.follower.next().await? {
                 Step::Ended => return Ok(Batch::Ended),
                 Step::Resync(reason) => return Ok(Batch::Resync(reason)),
                 Step::Transactions { transactions, cursor, up_to_date } => {
                     for transaction in &transactions {
-                        let events = transaction
-                            .changes
-                            .iter()
-                            .filter_map(|change| self.event(change))
-                            .collect::<Result<Vec<_>>>()?;
+                        let events = transaction.changes.iter().filter_map(|change| self.event(change)).collect();
+                        let events = self.good(events);
                         if !events.is_empty() {
-                            self.ready.push_back(Batch::Events {
-                                cursor: Some(transaction.cursor.clone()),
-                                events,
-                                up_to_date: false,
-                            });
+                            let cursor = Some(transaction.cursor.clone());
+                            self.ready.push_back(Ok(Batch::Events { cursor, events, up_to_date: false }));
                         }
                     }
                     // What the last batch says of the end, or a batch that says nothing else.
                     match self.ready.back_mut() {
-                        Some(Batch::Events { cursor: at, up_to_date: last, .. }) => {
+                        Some(Ok(Batch::Events { cursor: at, up_to_date: last, .. })) => {
                             *at = Some(cursor);
                             *last = up_to_date;
                         }
                         _ if up_to_date => {
-                            self.ready.push_back(Batch::Events {
-                                cursor: Some(cursor),
-                                events: Vec::new(),
-                                up_to_date,
-                            });
+                            let cursor = Some(cursor);
+                            self.ready.push_back(Ok(Batch::Events { cursor, events: Vec::new(), up_to_date }));
                         }
                         _ => {}
                     }
                 }
             }
         }
+    }
+
+    /// Those that fit their model. The errors of the others come before them.
+    fn good(&mut self, events: Vec<Result<Event<E::Model>>>) -> Vec<Event<E::Model>> {
+        let mut good = Vec::with_capacity(events.len());
+        for event in events {
+            match event {
+                Ok(event) => good.push(event),
+                Err(error) => self.ready.push_back(Err(error)),
+            }
+        }
+        good
     }
 
     fn event(&self, change: &Change) -> Option<Result<Event<E::Model>>> {

@@ -158,13 +158,11 @@ async fn advance(
                 let changes: usize = transactions.iter().map(|transaction| transaction.changes.len()).sum();
                 shared.transactions.fetch_add(transactions.len() as u64, Ordering::Relaxed);
                 shared.changes.fetch_add(changes as u64, Ordering::Relaxed);
-                // Without transactions there is no news, but for a follower that read to a later moment by itself and waits for the ring
-                // to come there. Where a moment is a snapshot, each look would be another one.
-                if !transactions.is_empty() || !reached_end || !at.moves_by_itself() || wanted {
-                    let moved = *at != end;
-                    *at = end.clone();
-                    publish(shared, moved || wanted, |ring| ring.extend(transactions, end));
-                }
+                // Also without transactions: what was in flight may have ended without a change, and retention passes who waits for it. And a
+                // follower may have read to a later moment by itself, and wait for the ring to come there.
+                let moved = *at != end;
+                *at = end.clone();
+                publish(shared, moved || wanted, |ring| ring.extend(transactions, end));
                 if reached_end {
                     return Ok(found);
                 }

@@ -27,7 +27,13 @@ use futures_util::TryStreamExt;
 use sea_query_sqlx::SqlxValues;
 use sqlx::{AssertSqlSafe, PgConnection, Postgres as Sqlx, Row, Transaction as SqlxTransaction, postgres::PgRow};
 
-use super::{Postgres, database_error, dialect::PostgresDialect, wal};
+use super::{
+    Postgres, database_error,
+    dialect::PostgresDialect,
+    epoch::EPOCH,
+    order::{self, Place, Placed},
+    wal,
+};
 use crate::{
     capture::Capture,
     change::{Change, Operation, Texts, Transaction},
@@ -43,6 +49,15 @@ use crate::{
 
 /// A transaction with more changes than this is not put before a reader at once: it is answered by a resync.
 const MAX_TRANSACTION: usize = 200_000;
+
+/// The same for the bytes of its images.
+const MAX_TRANSACTION_BYTES: usize = 64 << 20;
+
+/// How many bytes of images a read gives, but for its last transaction.
+const MAX_BYTES: usize = 4 << 20;
+
+/// How often a read is tried whose history ends meanwhile.
+const ATTEMPTS: usize = 3;
 
 /// The number that the outbox gave last. Not of any snapshot: so it is asked for before one is taken.
 const SEQUENCE: &str = "SELECT coalesce(pg_sequence_last_value(pg_get_serial_sequence('tidewire_outbox', 'seq')), 0)";
@@ -91,18 +106,32 @@ pub(super) async fn position(database: &Postgres) -> Result<Cursor> {
         // What has been committed by now is in the outbox a little later.
         wal::arrive(database, None).await?;
     }
-    database.epoch().await?;
-    let (mut conn, named) = (database.connections.lend().await?, database.connections.named());
-    let sequence = sequence(&mut conn, named).await?;
-    let row = sqlx::query(AssertSqlSafe(format!("SELECT {SNAPSHOT}, lsn, epoch FROM tidewire_log")))
-        .persistent(named)
-        .fetch_one(&mut *conn)
-        .await
-        .map_err(database_error)?;
-    let epoch = Epoch(row.get::<i64, _>(2).cast_unsigned());
-    database.set_epoch(epoch);
-    let log = row.get::<i64, _>(1).cast_unsigned();
-    Ok(Cursor::visible(epoch, Snapshot::parse(row.get(0))?.of_outbox(sequence, log)))
+    let mut history = database.history().await?;
+    for _ in 0..ATTEMPTS {
+        let (mut conn, named) = (database.connections.lend().await?, database.connections.named());
+        let sequence = sequence(&mut conn, named).await?;
+        let row = sqlx::query(AssertSqlSafe(format!("SELECT {SNAPSHOT}, lsn, {EPOCH} FROM tidewire_log")))
+            .persistent(named)
+            .fetch_one(&mut *conn)
+            .await
+            .map_err(database_error)?;
+        if epoch_of(&row, 2) == Some(history.epoch) {
+            let log = row.get::<i64, _>(1).cast_unsigned();
+            return Ok(Cursor::visible(history.epoch, Snapshot::parse(row.get(0))?.of_outbox(sequence, log)));
+        }
+        drop(conn);
+        history = database.look_for_history().await?;
+    }
+    Err(begun_anew())
+}
+
+/// A column of [`EPOCH`].
+fn epoch_of(row: &PgRow, index: usize) -> Option<Epoch> {
+    row.get::<Option<i64>, _>(index).map(|epoch| Epoch(epoch.cast_unsigned()))
+}
+
+fn begun_anew() -> Error {
+    Error::new(ErrorKind::Unavailable, "the database was started again meanwhile; try again")
 }
 
 async fn sequence(conn: &mut PgConnection, named: bool) -> Result<u64> {
@@ -111,20 +140,34 @@ async fn sequence(conn: &mut PgConnection, named: bool) -> Result<u64> {
 }
 
 pub(super) async fn read(database: &Postgres, after: &Cursor, until: Option<&Cursor>, limit: usize) -> Result<Read> {
-    let mut epoch = database.epoch().await?;
-    let nothing = Arc::new(DatabaseSnapshot { xmax: 0, in_flight: Vec::new(), sequence: 0, log: 0 });
-    let (base, rest) = match after.snapshots() {
+    let mut history = database.history().await?;
+    for _ in 0..ATTEMPTS {
         // Another node may know of a newer one.
-        Some((of, _, _)) if of != epoch && of != database.look_for_epoch().await? => {
+        if !history.has(after) {
+            history = database.look_for_history().await?;
+        }
+        if !history.has(after) {
             return Ok(Read::Resync(ResyncReason::Epoch));
         }
-        Some((of, base, rest)) => {
-            epoch = of;
-            (Arc::clone(base), rest.map(|(further, seq)| (Arc::clone(further), seq)))
+        if let Some(read) = read_in(database, history.epoch, after, until, limit).await? {
+            return Ok(read);
         }
-        None if *after == Cursor::start() => (nothing, None),
-        // Of another kind of database.
-        None => return Ok(Read::Resync(ResyncReason::Epoch)),
+        history = database.look_for_history().await?;
+    }
+    Err(begun_anew())
+}
+
+/// As [`read`], by a cursor that is of the log's history as long as this is its epoch: `None` where it is not.
+async fn read_in(
+    database: &Postgres,
+    epoch: Epoch,
+    after: &Cursor,
+    until: Option<&Cursor>,
+    limit: usize,
+) -> Result<Option<Read>> {
+    let (base, rest) = match after.snapshots() {
+        Some((_, base, rest)) => (Arc::clone(base), rest.map(|(further, seq)| (Arc::clone(further), seq))),
+        None => (Arc::new(DatabaseSnapshot { xmax: 0, in_flight: Vec::new(), sequence: 0, log: 0 }), None),
     };
     let shown = after.shown_to();
     let until = until.and_then(Cursor::snapshots).and_then(|(_, base, rest)| rest.is_none().then(|| Arc::clone(base)));
@@ -135,12 +178,12 @@ pub(super) async fn read(database: &Postgres, after: &Cursor, until: Option<&Cur
     let reader = Reader { database, epoch, shown, limit: limit.max(1) };
     match rest {
         // First what is left of the window that the reader stands in.
-        Some((further, seq)) => match reader.window(&base, Some(&further), seq).await? {
-            Read::Transactions { transactions, end, .. } => {
-                Ok(Read::Transactions { transactions, end, reached_end: false })
+        Some((further, seq)) => Ok(match reader.window(&base, Some(&further), seq).await? {
+            Some(Read::Transactions { transactions, end, .. }) => {
+                Some(Read::Transactions { transactions, end, reached_end: false })
             }
-            resync => Ok(resync),
-        },
+            other => other,
+        }),
         None => reader.window(&base, until.as_ref(), 0).await,
     }
 }
@@ -153,12 +196,19 @@ struct Reader<'a> {
     limit: usize,
 }
 
+/// How large a transaction is so far.
+#[derive(Default)]
+struct Size {
+    changes: usize,
+    bytes: usize,
+}
+
 /// A row of the outbox that belongs to a transaction which the window has whole.
 struct Step {
     /// Its id; and where it was appended by another, as capture by the log does it, that one's and its own.
     of: (i64, i64),
     last: u64,
-    change: Option<Change>,
+    change: Option<Placed>,
 }
 
 impl Reader<'_> {
@@ -168,7 +218,7 @@ impl Reader<'_> {
         base: &Arc<DatabaseSnapshot>,
         further: Option<&Arc<DatabaseSnapshot>>,
         behind: u64,
-    ) -> Result<Read> {
+    ) -> Result<Option<Read>> {
         let (mut conn, named) = (self.database.connections.lend().await?, self.database.connections.named());
         let sequence = match further {
             Some(further) => further.sequence,
@@ -203,8 +253,9 @@ impl Reader<'_> {
                                WHERE o.xid = top.xid AND o.source = top.source AND o.seq > (SELECT seq FROM edge)))
             SELECT state.snapshot, state.trimmed_xid, edge.rows, edge.seq AS edge, found.last, found.xid, found.source, state.epoch,
               state.lsn, state.trouble, found.seq, found.entity,
-              found.operation, found.before, found.after, found.actor, found.origin, found.mutation_id, found.at
-            FROM (SELECT {SNAPSHOT} AS snapshot, trimmed_xid, epoch, lsn, trouble FROM tidewire_log) state, edge
+              found.operation, found.before, found.after, found.actor, found.origin, found.mutation_id, found.at, found.file::bigint AS file,
+              found.was_at::text AS was_at, found.is_at::text AS is_at
+            FROM (SELECT {SNAPSHOT} AS snapshot, trimmed_xid, {EPOCH} AS epoch, lsn, trouble FROM tidewire_log) state, edge
             LEFT JOIN (SELECT done.last, o.* FROM done JOIN tidewire_outbox o USING (xid, source)) found ON true
             ORDER BY found.last, found.seq"
         );
@@ -221,32 +272,40 @@ impl Reader<'_> {
         let mut steps: Vec<Step> = Vec::new();
         let mut texts = Texts::default();
         let mut state = None;
-        let mut of_one = 0_usize;
+        let (mut bytes, mut of_one, mut cut) = (0, Size::default(), None);
         while let Some(row) = rows.try_next().await.map_err(database_error)? {
             if state.is_none() {
                 let snapshot = Snapshot::parse(row.get(0))?;
                 self.database.note_trouble(row.get(9));
-                let now = Epoch(row.get::<i64, _>(7).cast_unsigned());
-                if now != self.epoch {
-                    self.database.set_epoch(now);
-                    return Ok(Read::Resync(ResyncReason::Epoch));
+                if epoch_of(&row, 7) != Some(self.epoch) {
+                    return Ok(None);
                 }
                 if base.xmax > snapshot.xmax {
-                    return Ok(Read::Resync(ResyncReason::Epoch));
+                    return Ok(Some(Read::Resync(ResyncReason::Epoch)));
                 }
                 // Retention removes only what is of the past for every reader that it knows of; one that has not surely seen it is behind.
                 let trimmed = row.get::<i64, _>(1).cast_unsigned();
                 if trimmed > 0 && trimmed >= base.xmin() {
-                    return Ok(Read::Resync(ResyncReason::Trimmed));
+                    return Ok(Some(Read::Resync(ResyncReason::Trimmed)));
                 }
                 let now = snapshot.of_outbox(sequence, row.get::<i64, _>(8).cast_unsigned());
                 state = Some((now, row.get::<i64, _>(2).cast_unsigned(), row.get::<Option<i64>, _>(3)));
             }
             let Some(last) = row.get::<Option<i64>, _>(4) else { break };
             let of = (row.get::<i64, _>(5), row.get::<i64, _>(6));
-            of_one = if steps.last().is_some_and(|step| step.of == of) { of_one + 1 } else { 1 };
-            if of_one > MAX_TRANSACTION {
-                return Ok(Read::Resync(ResyncReason::Oversized));
+            if steps.last().is_none_or(|step| step.of != of) {
+                bytes += std::mem::take(&mut of_one).bytes;
+                // What follows is for the next read.
+                if bytes > MAX_BYTES {
+                    cut = steps.last().map(|step| step.last);
+                    break;
+                }
+            }
+            let text = |column: &str| row.get::<Option<&str>, _>(column).map_or(0, str::len);
+            of_one.changes += 1;
+            of_one.bytes += text("before") + text("after");
+            if of_one.changes > MAX_TRANSACTION || of_one.bytes > MAX_TRANSACTION_BYTES {
+                return Ok(Some(Read::Resync(ResyncReason::Oversized)));
             }
             steps.push(Step {
                 of,
@@ -256,14 +315,14 @@ impl Reader<'_> {
         }
         let (now, rows, edge) =
             state.ok_or_else(|| Error::new(ErrorKind::Setup, "the outbox lacks its row in tidewire_log"))?;
-        let complete = rows < self.limit as u64;
+        let complete = rows < self.limit as u64 && cut.is_none();
         let further = further.map_or(&now, |further| further);
-        let end = match edge {
-            Some(edge) if !complete => self.cursor(base, further, edge.cast_unsigned()),
+        let end = match cut.or(edge.map(i64::cast_unsigned)) {
+            Some(last) if !complete => self.cursor(base, further, last),
             _ => Cursor::visible(self.epoch, Arc::clone(further)),
         };
         let transactions = self.transactions(steps, base, further, complete.then_some(&end));
-        Ok(Read::Transactions { transactions, reached_end: complete, end })
+        Ok(Some(Read::Transactions { transactions, reached_end: complete, end }))
     }
 
     fn cursor(&self, base: &Arc<DatabaseSnapshot>, further: &Arc<DatabaseSnapshot>, seq: u64) -> Cursor {
@@ -282,7 +341,7 @@ impl Reader<'_> {
         further: &Arc<DatabaseSnapshot>,
         end: Option<&Cursor>,
     ) -> Vec<Arc<Transaction>> {
-        let mut transactions: Vec<(Cursor, Vec<Change>)> = Vec::new();
+        let mut transactions: Vec<(Cursor, Vec<Placed>)> = Vec::new();
         let mut of = None;
         for step in steps {
             if of.replace(step.of) != Some(step.of) {
@@ -295,18 +354,24 @@ impl Reader<'_> {
         if let (Some((cursor, _)), Some(end)) = (transactions.last_mut(), end) {
             *cursor = end.clone();
         }
-        let whole = transactions.into_iter().filter(|(_, changes)| !changes.is_empty());
-        whole.map(|(cursor, changes)| Arc::new(Transaction { cursor, changes: changes.into() })).collect()
+        let ordered =
+            transactions.into_iter().map(|(cursor, changes)| (cursor, order::restore(&self.database.catalog, changes)));
+        ordered
+            .filter(|(_, changes)| !changes.is_empty())
+            .map(|(cursor, changes)| Arc::new(Transaction { cursor, changes: changes.into() }))
+            .collect()
     }
 }
 
 /// `None` where the entity is not registered (any more).
-fn change(texts: &mut Texts, catalog: &Catalog, row: &PgRow) -> Result<Option<Change>> {
+fn change(texts: &mut Texts, catalog: &Catalog, row: &PgRow) -> Result<Option<Placed>> {
     let Some(entity) = catalog.find(row.get("entity")) else { return Ok(None) };
     let image = |column: &str| -> Result<Option<Image>> {
         row.get::<Option<&str>, _>(column).map(|json| Image::from_object(entity, &PostgresDialect, json)).transpose()
     };
-    Ok(Some(Change {
+    let file = row.get::<Option<i64>, _>("file").unwrap_or_default();
+    let place = |column: &str| row.get::<Option<&str>, _>(column).and_then(|text| Place::parse(file, text));
+    let change = Change {
         seq: row.get::<i64, _>("seq").cast_unsigned(),
         entity: entity.id,
         operation: row.get::<&str, _>("operation").parse::<Operation>()?,
@@ -316,7 +381,8 @@ fn change(texts: &mut Texts, catalog: &Catalog, row: &PgRow) -> Result<Option<Ch
         origin: texts.share(row.get("origin")),
         mutation_id: texts.share(row.get("mutation_id")),
         at: row.get::<DateTime<Utc>, _>("at"),
-    }))
+    };
+    Ok(Some(Placed { change, was: place("was_at"), is: place("is_at") }))
 }
 
 /// All selects as columns of one statement, and so of one snapshot.
@@ -360,7 +426,7 @@ impl Moment {
         format!(
             "{SNAPSHOT}, (SELECT lsn FROM tidewire_log),
              ((CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END) - '0/0'::pg_lsn)::bigint,
-             (SELECT epoch FROM tidewire_log)"
+             (SELECT {EPOCH} FROM tidewire_log)"
         )
     }
 
@@ -368,13 +434,20 @@ impl Moment {
 
     /// Before the statement, on any connection.
     async fn before(database: &Postgres, conn: &mut PgConnection) -> Result<Self> {
-        database.epoch().await?;
-        Ok(Self { captured: database.captured().await?, sequence: sequence(conn, database.connections.named()).await? })
+        let row = sqlx::query(AssertSqlSafe(format!("SELECT ({SEQUENCE}), {EPOCH} FROM tidewire_log")))
+            .persistent(database.connections.named())
+            .fetch_one(&mut *conn)
+            .await
+            .map_err(database_error)?;
+        if epoch_of(&row, 1).is_none() {
+            database.look_for_history_on(conn).await?;
+        }
+        Ok(Self { captured: database.captured().await?, sequence: row.get::<i64, _>(0).cast_unsigned() })
     }
 
     fn cursor(&self, row: &PgRow) -> Result<Cursor> {
         let number = |index| row.get::<i64, _>(index).cast_unsigned();
-        let (snapshot, epoch) = (Snapshot::parse(row.get(0))?, Epoch(number(3)));
+        let (snapshot, epoch) = (Snapshot::parse(row.get(0))?, epoch_of(row, 3).ok_or_else(begun_anew)?);
         Ok(if self.captured == Capture::Log {
             Cursor::visible(epoch, snapshot.of_tables(self.sequence, number(1))).shown(number(2))
         } else {

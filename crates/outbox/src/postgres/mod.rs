@@ -3,13 +3,16 @@
 mod connections;
 mod dialect;
 mod doorbell;
+mod epoch;
 mod hooks;
 mod log;
+mod order;
 mod packed;
 pub(crate) mod schema;
 mod semantics;
 mod session;
 mod statement;
+mod trigger;
 mod triggers;
 mod wal;
 
@@ -22,13 +25,14 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use futures_util::{StreamExt, TryStreamExt};
 use sea_orm::{DatabaseConnection, DbErr, QueryResult, Statement, TransactionOptions};
-use sqlx::postgres::PgPool;
+use sqlx::{PgConnection, postgres::PgPool};
 use tokio::sync::{Notify, OnceCell, watch};
 
 use self::{
     connections::Connections,
     dialect::PostgresDialect,
     doorbell::Doorbell,
+    epoch::History,
     hooks::Hooks,
     session::{Capturing, PostgresSession},
     statement::Scripts,
@@ -36,7 +40,7 @@ use self::{
 use crate::{
     capture::{self, Capture, LogStatus},
     context::Context,
-    cursor::{Cursor, Epoch},
+    cursor::Cursor,
     database::{Database, Executed, Fetched, Packed, Pruned, Read, Rows, Session, SnapshotSource, Stats, Text},
     error::{Error, Result},
     filter::{Filter, Semantics},
@@ -50,7 +54,7 @@ pub(crate) struct Postgres {
     connection: DatabaseConnection,
     connections: Connections,
     doorbell: Arc<Doorbell>,
-    epoch: RwLock<Option<Epoch>>,
+    history: RwLock<Option<Arc<History>>>,
     /// How the options want it captured.
     wanted: Option<Capture>,
     captured: Mutex<Option<Capture>>,
@@ -87,7 +91,7 @@ impl Postgres {
             connection: DatabaseConnection::from(connections.plain_pool().clone()),
             doorbell: Arc::new(Doorbell::new(ring, listen, options.log.doorbell_interval)),
             connections,
-            epoch: RwLock::default(),
+            history: RwLock::default(),
             wanted: options.capture,
             captured: Mutex::default(),
             semantics: OnceCell::new(),
@@ -95,29 +99,30 @@ impl Postgres {
         }
     }
 
-    /// The log's epoch, as this process knows it.
-    async fn epoch(&self) -> Result<Epoch> {
-        match self.known_epoch() {
-            Some(epoch) => Ok(epoch),
-            None => self.look_for_epoch().await,
+    /// The log's history, as this process knows it. Reads find out when it is another.
+    async fn history(&self) -> Result<Arc<History>> {
+        match self.known_history() {
+            Some(history) => Ok(history),
+            None => self.look_for_history().await,
         }
     }
 
-    /// The log's epoch as it is. Reads find out when it changes.
-    async fn look_for_epoch(&self) -> Result<Epoch> {
+    /// The log's history as it is.
+    async fn look_for_history(&self) -> Result<Arc<History>> {
         let mut conn = self.connections.lend().await?;
-        let epoch = Epoch(schema::epoch(&mut conn).await?);
+        let history = self.look_for_history_on(&mut conn).await?;
         conn.done().await.map_err(database_error)?;
-        self.set_epoch(epoch);
-        Ok(epoch)
+        Ok(history)
     }
 
-    fn known_epoch(&self) -> Option<Epoch> {
-        *self.epoch.read().unwrap_or_else(PoisonError::into_inner)
+    async fn look_for_history_on(&self, conn: &mut PgConnection) -> Result<Arc<History>> {
+        let history = Arc::new(epoch::look(conn).await?);
+        *self.history.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&history));
+        Ok(history)
     }
 
-    fn set_epoch(&self, epoch: Epoch) {
-        *self.epoch.write().unwrap_or_else(PoisonError::into_inner) = Some(epoch);
+    fn known_history(&self) -> Option<Arc<History>> {
+        self.history.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What keeps the database's log from being read, as the latest look at the outbox showed it.
@@ -204,12 +209,15 @@ impl Database for Postgres {
             self.connections.need_direct(wal::WHAT)?;
         }
         let mut conn = self.connections.lend().await?;
-        schema::check(&mut conn, &self.catalog, captured).await?;
+        let checked = schema::check(&mut conn, &self.catalog, captured).await;
         drop(conn);
-        if captured == Capture::Hooks {
-            self.hooks.check(&self.connections).await?;
-        }
-        self.epoch().await.map(drop)
+        // Also where that failed: what is found here refuses writes from now on.
+        let hooked = match captured {
+            Capture::Hooks => self.hooks.check(&self.connections).await,
+            Capture::Triggers | Capture::Log => Ok(()),
+        };
+        checked.and(hooked)?;
+        self.look_for_history().await.map(drop)
     }
 
     async fn capture(&self) -> Result<Capture> {
@@ -366,10 +374,7 @@ impl Database for Postgres {
     }
 
     fn continues(&self, cursor: &Cursor) -> bool {
-        match (cursor.position().0, self.known_epoch()) {
-            (Some(of), Some(epoch)) => of == epoch,
-            (of, _) => of.is_none(),
-        }
+        self.known_history().is_none_or(|history| history.has(cursor))
     }
 
     async fn prune(&self, before: Option<DateTime<Utc>>, keep: Option<u64>, limit: usize) -> Result<Pruned> {

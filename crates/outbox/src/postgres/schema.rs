@@ -1,12 +1,12 @@
 //! The outbox's own tables on PostgreSQL, and what the database's schema means for capture.
 
 use sqlx::{
-    FromRow, PgConnection, Postgres, Row,
+    FromRow, PgConnection, Postgres,
     postgres::{PgArguments, PgRow},
     query::QueryScalar,
 };
 
-use super::{database_error, triggers, wal};
+use super::{database_error, trigger, triggers, wal};
 use crate::{
     capture::Capture,
     error::{Error, ErrorKind, Result},
@@ -17,8 +17,9 @@ use crate::{
 ///
 /// `xid` is the id of the transaction as a number, since PostgreSQL's own type has no arithmetic. The index finds what a snapshot
 /// did not show, and whether a transaction goes on behind a number. `source` is the transaction that made a change, where it was appended
-/// by another: under capture by the log, which `lsn`, `lsn_at` and `trouble` are about (see `wal`). `tidewire_identity` keeps the replica
-/// identities that capture by the log has replaced.
+/// by another: under capture by the log, which `lsn`, `lsn_at`, `trouble` and `publication` are about (see `wal`). `file`, `was_at` and `is_at` are
+/// where the row's versions before and after a change lie, as triggers say it (see `order`). `tidewire_identity` keeps the replica
+/// identities that capture by the log has replaced. `epoch`, `ended`, `system`, `timeline` and `started` are about the log's history (see `epoch`).
 pub(crate) const VERSIONS: &[&str] = &["
 CREATE TABLE tidewire_outbox (
   seq bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -31,20 +32,27 @@ CREATE TABLE tidewire_outbox (
   actor text,
   origin text,
   mutation_id text,
-  at timestamptz NOT NULL DEFAULT clock_timestamp()
+  at timestamptz NOT NULL DEFAULT clock_timestamp(),
+  file oid,
+  was_at tid,
+  is_at tid
 );
 CREATE INDEX tidewire_outbox_xid ON tidewire_outbox (xid, source, seq);
 CREATE TABLE tidewire_log (
   one int PRIMARY KEY CHECK (one = 1),
   epoch bigint NOT NULL,
+  ended bigint[] NOT NULL DEFAULT '{}',
   system text NOT NULL,
+  timeline text NOT NULL DEFAULT '',
+  started bigint NOT NULL DEFAULT 0,
   trimmed_xid bigint NOT NULL,
   capture text NOT NULL,
   lsn bigint NOT NULL DEFAULT 0,
   lsn_at timestamptz,
-  trouble text
+  trouble text,
+  publication text
 );
-INSERT INTO tidewire_log VALUES (1, 0, '', 0, 'hooks');
+INSERT INTO tidewire_log (one, epoch, system, trimmed_xid, capture) VALUES (1, 0, '', 0, 'hooks');
 CREATE TABLE tidewire_identity (relation text PRIMARY KEY, identity text NOT NULL);
 CREATE TABLE tidewire_mutation (
   id text NOT NULL,
@@ -79,6 +87,7 @@ where
 /// [`ErrorKind::Setup`] naming what is missing.
 pub(super) async fn check(conn: &mut PgConnection, catalog: &Catalog, capture: Capture) -> Result<()> {
     check_tables(conn, catalog).await?;
+    trigger::check_tables(conn, catalog).await?;
     check_privileges(conn, catalog).await?;
     if unnamed_scalar("SELECT pg_is_in_recovery()").fetch_one(&mut *conn).await.map_err(database_error)? {
         return Err(Error::new(
@@ -218,40 +227,4 @@ async fn check_privileges(conn: &mut PgConnection, catalog: &Catalog) -> Result<
         ErrorKind::Setup,
         format!("the database's user {user} lacks {}. GRANT these, or use another user", lacks.join(", ")),
     ))
-}
-
-/// The epoch of the log. A database that is not the one which the outbox was written in (another cluster, or the same one after a recovery
-/// to an earlier moment) numbers its transactions anew, so there the outbox is emptied and a new epoch begins.
-pub(super) async fn epoch(conn: &mut PgConnection) -> Result<u64> {
-    let system: String = unnamed_scalar(
-        "SELECT (SELECT system_identifier FROM pg_control_system())::text || '/' ||
-                (SELECT timeline_id FROM pg_control_checkpoint())::text",
-    )
-    .fetch_one(&mut *conn)
-    .await
-    .map_err(database_error)?;
-    let row = sqlx::query("SELECT epoch, system FROM tidewire_log")
-        .persistent(false)
-        .fetch_one(&mut *conn)
-        .await
-        .map_err(database_error)?;
-    if row.get::<String, _>(1) == system {
-        return Ok(row.get::<i64, _>(0).cast_unsigned());
-    }
-    let fresh = i64::from_be_bytes(uuid::Uuid::new_v4().into_bytes()[..8].try_into().expect("eight bytes of sixteen"));
-    // Whoever comes first; the others find what it has set.
-    let row = sqlx::query(
-        "WITH mine AS (
-           UPDATE tidewire_log SET epoch = $1, trimmed_xid = 0, system = $2 WHERE system <> $2 RETURNING epoch),
-         -- Where none has begun yet, what is there was written here.
-         emptied AS (DELETE FROM tidewire_outbox WHERE EXISTS (SELECT 1 FROM mine) AND (SELECT system <> '' FROM tidewire_log))
-         SELECT epoch FROM mine UNION ALL SELECT epoch FROM tidewire_log WHERE system = $2",
-    )
-    .persistent(false)
-    .bind(fresh)
-    .bind(&system)
-    .fetch_one(&mut *conn)
-    .await
-    .map_err(database_error)?;
-    Ok(row.get::<i64, _>(0).cast_unsigned())
 }

@@ -1,36 +1,35 @@
 //! Capture by triggers.
 //!
-//! One function and one row trigger per table. Row triggers fire in the order of their names, and this one's begins with a `!`: it stands
-//! before the application's own, and before those of foreign keys, so that a row's changes are recorded in their true order whatever those
-//! do. It sees every write of every program, cascades among them.
+//! One function and one row trigger per table. It sees every write of every program, cascades among them.
+//!
+//! *Order.* Row triggers fire in the order of their names, and this one's begins with a `!`: it stands before the application's own, and before those of
+//! foreign keys. That is not all of it: the triggers of a statement's rows fire when all of its rows have been written. Where the application's trigger
+//! on the first row updates the second, that update is recorded before the statement's own of the second row. So each change also says where the
+//! row's version before it lay, and where that after it lies (the table's file, and `ctid` in it), and a reader puts a transaction's changes of a row one
+//! behind the other by that ([`order`](super::order)). An update that leaves a row as it was is no change, but it moves the row: where it finds a version
+//! that may be of this transaction, which other changes may stand on both sides of, it is recorded too, and readers leave it out.
 
-use sha2::{Digest, Sha256};
-use sqlx::{AssertSqlSafe, Executor, PgConnection, Row};
+use sqlx::{AssertSqlSafe, Executor, PgConnection};
 
-use super::{database_error, dialect::PostgresDialect};
+use super::{
+    database_error,
+    dialect::PostgresDialect,
+    trigger::{self, Trigger},
+};
 use crate::{
     error::Result,
     registry::{Catalog, EntityMeta, Kind},
     sql::{self, Dialect},
 };
 
-const TRIGGER: &str = "!tidewire";
-const TRUNCATE: &str = "!tidewire_truncate";
-const PREFIX: &str = "tidewire";
+/// The triggers' names, and what the names of their functions begin with.
+const ROW: [&str; 2] = ["!tidewire", "tidewire"];
+const TRUNCATE: [&str; 2] = ["!tidewire_truncate", "tidewire_truncate"];
 
 /// The table's name, quoted.
 pub(super) fn qualified(entity: &EntityMeta) -> String {
     let mut name = String::new();
     sql::table(&PostgresDialect, entity, &mut name);
-    name
-}
-
-/// A function's name: the table's, cut to what PostgreSQL takes, with a tail that keeps two of them apart.
-pub(super) fn function(entity: &EntityMeta, prefix: &str, table: &str) -> String {
-    let tail = data_encoding::HEXLOWER.encode(&Sha256::digest(table.as_bytes())[..4]);
-    let cut: String = entity.name.chars().take(30).collect();
-    let mut name = String::new();
-    PostgresDialect.identifier(&format!("{prefix}_{cut}_{tail}"), &mut name);
     name
 }
 
@@ -54,24 +53,32 @@ pub(super) fn image_of_columns(entity: &EntityMeta, row: &str) -> String {
     format!("(SELECT row_to_json(r)::text FROM (SELECT {columns}) r)")
 }
 
-/// Whether the key differs between `OLD` and `NEW`.
-fn key_differs(entity: &EntityMeta) -> String {
+/// A row's key as a record. Records are compared by their bytes, so that a type needs no operator that is found by a name.
+fn key(entity: &EntityMeta, row: &str) -> String {
     let parts = entity.key_columns().map(|column| {
         let mut name = String::new();
         PostgresDialect.identifier(column.name, &mut name);
-        format!("OLD.{name} IS DISTINCT FROM NEW.{name}")
+        format!("{row}.{name}")
     });
-    parts.collect::<Vec<_>>().join(" OR ")
+    format!("ROW({})::record", parts.collect::<Vec<_>>().join(", "))
 }
 
-fn body(entity: &EntityMeta) -> String {
-    let name = entity.name.replace('\'', "''");
+/// Who writes, for whom, and for which mutation.
+const CONTEXT: &str = "coalesce(nullif(current_setting('tidewire.actor', true), ''), 'database:' || session_user), \
+    nullif(current_setting('tidewire.origin', true), ''), nullif(current_setting('tidewire.mutation_id', true), '')";
+
+/// The beginning of a statement that records changes, before their operations.
+fn record_into(entity: &EntityMeta, schema: &str) -> String {
+    let columns = "(entity, actor, origin, mutation_id, operation, before, after, file, was_at, is_at)";
+    format!("INSERT INTO {schema}.tidewire_outbox {columns} SELECT '{}', {CONTEXT}", entity.name.replace('\'', "''"))
+}
+
+fn row_body(entity: &EntityMeta, schema: &str) -> String {
+    let into = record_into(entity, schema);
     let record = |operation: &str, before: &str, after: &str| {
-        format!(
-            "INSERT INTO tidewire_outbox (entity, operation, before, after, actor, origin, mutation_id) VALUES ('{name}', '{operation}', \
-             {before}, {after}, coalesce(nullif(current_setting('tidewire.actor', true), ''), 'database:' || session_user), \
-             nullif(current_setting('tidewire.origin', true), ''), nullif(current_setting('tidewire.mutation_id', true), ''));"
-        )
+        let place = |image: &str, row: &str| if image == "NULL" { "NULL" } else { row }.to_owned();
+        let (was_at, is_at) = (place(before, "OLD.ctid"), place(after, "NEW.ctid"));
+        format!("{into}, '{operation}', {before}, {after}, pg_relation_filenode(TG_RELID), {was_at}, {is_at};")
     };
     let (old, new) = (image(entity, "OLD"), image(entity, "NEW"));
     format!(
@@ -79,82 +86,70 @@ fn body(entity: &EntityMeta) -> String {
          BEGIN
            IF TG_OP = 'INSERT' THEN {}
            ELSIF TG_OP = 'DELETE' THEN {}
-           ELSIF TG_OP = 'TRUNCATE' THEN
-             FOR was IN SELECT {} FROM {table} t LOOP {} END LOOP;
            ELSE
              was := {old}; is_now := {new};
-             IF was = is_now THEN RETURN NULL; END IF;
-             IF {} THEN {} {} ELSE {} END IF;
+             IF was = is_now AND age(OLD.xmin) > 0 THEN RETURN NULL; END IF;
+             IF {} OPERATOR(pg_catalog.*<>) {} THEN {} {} ELSE {} END IF;
            END IF;
            RETURN NULL;
          END",
         record("insert", "NULL", &new),
         record("delete", &old, "NULL"),
-        image(entity, "t"),
-        record("delete", "was", "NULL"),
-        key_differs(entity),
+        key(entity, "OLD"),
+        key(entity, "NEW"),
         record("delete", "was", "NULL"),
         record("insert", "NULL", "is_now"),
         record("update", "was", "is_now"),
-        table = qualified(entity),
     )
 }
 
-/// What tells this version of a table's triggers from others.
-fn fingerprint(entity: &EntityMeta) -> String {
-    format!("tidewire {}", data_encoding::HEXLOWER.encode(&Sha256::digest(body(entity).as_bytes())[..8]))
+/// The triggers that an entity's tables need.
+async fn of(conn: &mut PgConnection, entity: &EntityMeta, schema: &str) -> Result<Vec<Trigger>> {
+    let parts = trigger::parts(conn, entity).await?;
+    let Some(whole) = parts.first() else { return Ok(Vec::new()) };
+    let when = ["AFTER INSERT OR UPDATE OR DELETE", "FOR EACH ROW"];
+    let mut all = vec![Trigger::new(ROW, schema, entity, whole, when, row_body(entity, schema))];
+    all.extend(parts.iter().map(|part| {
+        trigger::before_truncate(TRUNCATE, schema, entity, part, |table, image| {
+            format!(
+                "{}, 'delete', {image}, NULL, pg_relation_filenode(TG_RELID), t.ctid, NULL FROM {table} t;",
+                record_into(entity, schema)
+            )
+        })
+    }));
+    Ok(all)
 }
 
 /// Installs the triggers of all entities, or brings them up to date.
 pub(super) async fn install(conn: &mut PgConnection, catalog: &Catalog) -> Result<()> {
+    let schema = trigger::schema(conn).await?;
     let mut text = String::new();
     for entity in catalog.entities() {
-        let table = qualified(entity);
-        let function = function(entity, PREFIX, &table);
-        text.push_str(&format!(
-            "CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS \
-             $tidewire${}$tidewire$;
-             COMMENT ON FUNCTION {function}() IS '{}';
-             CREATE OR REPLACE TRIGGER \"{TRIGGER}\" AFTER INSERT OR UPDATE OR DELETE ON {table} FOR EACH ROW EXECUTE FUNCTION {function}();
-             CREATE OR REPLACE TRIGGER \"{TRUNCATE}\" BEFORE TRUNCATE ON {table} FOR EACH STATEMENT EXECUTE FUNCTION {function}(); ",
-            body(entity),
-            fingerprint(entity),
-        ));
+        text.extend(of(conn, entity, &schema).await?.iter().map(Trigger::create));
     }
     conn.execute(sqlx::raw_sql(AssertSqlSafe(text))).await.map(drop).map_err(database_error)
 }
 
 /// Removes the triggers of all entities.
 pub(super) async fn remove(conn: &mut PgConnection, catalog: &Catalog) -> Result<()> {
+    let schema = trigger::schema(conn).await?;
+    let mut text = String::new();
     for entity in catalog.entities() {
-        let table = qualified(entity);
-        let function = function(entity, PREFIX, &table);
-        let text = format!(
-            "DROP TRIGGER IF EXISTS \"{TRIGGER}\" ON {table}; DROP TRIGGER IF EXISTS \"{TRUNCATE}\" ON {table};
-             DROP FUNCTION IF EXISTS {function}()"
-        );
-        conn.execute(sqlx::raw_sql(AssertSqlSafe(text))).await.map_err(database_error)?;
+        text.extend(of(conn, entity, &schema).await?.iter().map(Trigger::drop));
     }
-    Ok(())
+    conn.execute(sqlx::raw_sql(AssertSqlSafe(text))).await.map(drop).map_err(database_error)
 }
 
 /// The tables whose triggers are missing, disabled or out of date.
 pub(super) async fn drifted(conn: &mut PgConnection, catalog: &Catalog) -> Result<Vec<String>> {
+    let schema = trigger::schema(conn).await?;
     let mut drifted = Vec::new();
     for entity in catalog.entities() {
-        let row = sqlx::query(
-            "SELECT count(*) FILTER (WHERE t.tgenabled IN ('O', 'A')), max(obj_description(t.tgfoid, 'pg_proc'))
-             FROM pg_trigger t WHERE t.tgrelid = to_regclass($1) AND t.tgname IN ($2, $3) AND NOT t.tgisinternal",
-        )
-        .persistent(false)
-        .bind(qualified(entity))
-        .bind(TRIGGER)
-        .bind(TRUNCATE)
-        .fetch_one(&mut *conn)
-        .await
-        .map_err(database_error)?;
-        if row.get::<i64, _>(0) != 2 || row.get::<Option<String>, _>(1).as_deref() != Some(&fingerprint(entity)) {
-            drifted.push(entity.name.to_owned());
+        for trigger in of(conn, entity, &schema).await? {
+            if !trigger.is_there(conn).await? {
+                drifted.push(entity.name.to_owned());
+                break;
+            }
         }
     }
     Ok(drifted)

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use sea_orm::{ActiveModelTrait, ColumnTrait, ConnectionTrait, EntityTrait, ExprTrait, Set, sea_query::Expr};
+use sea_orm::{
+    ActiveModelTrait, ColumnTrait, ConnectionTrait, EntityTrait, ExprTrait, Set, TransactionTrait, sea_query::Expr,
+};
 use tidewire_outbox::{
     Batch, Cursor, ErrorKind, Event, Filter, Recorder, RecorderOptions, ResyncReason, Shape, Start, Step,
 };
@@ -209,6 +211,8 @@ on_every_target! {
             sea_orm::TransactionSession::commit(transaction).await.unwrap();
         }
         let log = zoo.recorder.log();
+        // All of it is in the outbox, also where it is appended later.
+        log.position().await.unwrap();
 
         // Five changes are to stay; a transaction is not cut in two, so it is six.
         let pruned = log.prune(None, Some(5), 3).await.unwrap();
@@ -317,5 +321,102 @@ on_every_target! {
             assert_eq!(soon(follower).await.unwrap(), 50);
         }
         assert!(other.log().tail_stats().outbox_reads < 100, "{:?}", other.log().tail_stats());
+    }
+}
+
+/// One row that does not fit its model costs nobody the others.
+#[tokio::test]
+async fn a_row_that_does_not_fit_is_told_in_its_place() {
+    let zoo = Zoo::new().await;
+    zoo.populate().await;
+    let start = zoo.recorder.log().position().await.unwrap();
+    let mut events = zoo.recorder.log().follow(Shape::of::<animal::Entity>(), start).await.unwrap();
+    run(
+        &zoo.recorder,
+        "UPDATE animal SET species = CASE name WHEN 'leo' THEN 'dragon' ELSE species END, tame = NOT tame",
+    )
+    .await;
+    run(&zoo.recorder, "UPDATE animal SET weight = 7 WHERE name = 'otto'").await;
+    let mut told = Vec::new();
+    while told.len() < 5 {
+        match soon(events.next()).await {
+            Ok(Batch::Events { events, .. }) => told.extend(events.iter().map(|_| "event")),
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Corrupt);
+                told.push("error");
+            }
+        }
+    }
+    assert_eq!(told, ["error", "event", "event", "event", "event"]);
+}
+
+/// A transaction that was in flight and ended without a change is waited for no longer, so retention passes nobody who is up to date.
+#[tokio::test(flavor = "multi_thread")]
+async fn retention_passes_nobody_who_has_seen_everything() {
+    let Some(database) = TestDatabase::postgres().await else { return };
+    let zoo = Zoo::of(database.alone().await).await;
+    let psql = zoo.database.plain().await;
+    let mut follower = zoo.recorder.log().follow_all(zoo.recorder.log().position().await.unwrap()).await.unwrap();
+    // GIVEN a reader that saw a change while an older transaction was in flight, which then ended without one
+    let open = psql.begin().await.unwrap();
+    run(&open, "SELECT pg_current_xact_id()").await;
+    add_food(&zoo.recorder, "one").await;
+    while let Step::Transactions { transactions, .. } = soon(follower.next()).await.unwrap() {
+        if !transactions.is_empty() {
+            break;
+        }
+    }
+    let then = follower.cursor().clone();
+    open.rollback().await.unwrap();
+    while *follower.cursor() == then {
+        soon(follower.next()).await.unwrap();
+    }
+    // WHEN retention removes the change
+    eventually(async || zoo.recorder.log().prune(None, Some(0), 100).await.unwrap().changes > 0).await;
+    // THEN it is told what follows
+    add_food(&zoo.recorder, "two").await;
+    loop {
+        match soon(follower.next()).await.unwrap() {
+            Step::Transactions { transactions, .. } if transactions.is_empty() => {}
+            Step::Transactions { .. } => break,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// I7: what is read at once is bounded in bytes too.
+#[tokio::test(flavor = "multi_thread")]
+async fn large_transactions_come_by_themselves_and_the_largest_not_at_all() {
+    let Some(database) = TestDatabase::postgres().await else { return };
+    let zoo = Zoo::of(database.captured_by(tidewire_outbox::Capture::Triggers)).await;
+    zoo.populate().await;
+    let mut options = RecorderOptions::default();
+    options.log.ring_max_bytes = 1;
+    let reader = Recorder::connect_with(zoo.database.url(), zoo::registry(), options).await.unwrap();
+    let start = zoo.recorder.log().position().await.unwrap();
+    for n in 0..8 {
+        run(&zoo.recorder, &format!("UPDATE keeper SET name = repeat('{n}', 1000000)")).await;
+    }
+    let end = reader.log().position().await.unwrap();
+    let mut follower = reader.log().follow_all(start).await.unwrap();
+    let mut taken = Vec::new();
+    while !follower.cursor().covers(&end) {
+        match soon(follower.next()).await.unwrap() {
+            Step::Transactions { transactions, .. } => taken.push(transactions.len()),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(taken.iter().sum::<usize>(), 8);
+    assert!(taken.iter().all(|count| *count <= 2), "{taken:?}");
+    let before = zoo.recorder.log().position().await.unwrap();
+    run(&zoo.recorder, "UPDATE keeper SET name = repeat('x', 30000000)").await;
+    let mut follower = reader.log().follow_all(before).await.unwrap();
+    loop {
+        match soon(follower.next()).await.unwrap() {
+            Step::Resync(reason) => break assert_eq!(reason, ResyncReason::Oversized),
+            Step::Transactions { transactions, .. } => assert!(transactions.is_empty()),
+            Step::Ended => panic!(),
+        }
     }
 }

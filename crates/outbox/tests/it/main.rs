@@ -20,4 +20,5 @@ mod pooler;
 mod relay;
 mod support;
 mod tls;
+mod triggers;
 mod wal;

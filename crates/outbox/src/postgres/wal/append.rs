@@ -3,11 +3,11 @@
 use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row};
 
-use super::{changes::Rows, slot};
+use super::changes::Rows;
 use crate::{
     error::{Error, ErrorKind, Result},
     lease::Lease,
-    postgres::{Postgres, database_error},
+    postgres::{Postgres, database_error, epoch},
 };
 
 /// How soon to look again whether a transaction that the log tells of is visible.
@@ -41,6 +41,8 @@ pub(super) struct Appender<'a> {
     finish: String,
     /// Whether a transaction is open, because there is more than fits into one statement.
     open: bool,
+    /// Whether the log's history was broken off in it.
+    broken: bool,
     /// The transactions of the log that have been added in what is open.
     sources: Vec<i64>,
 }
@@ -54,7 +56,7 @@ impl<'a> Appender<'a> {
             "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'";
         connection.execute(durable).await.map_err(database_error)?;
         let fence = lease.fence_sql(13);
-        Ok(Self { connection, lease, finish: finish(&fence), open: false, sources: Vec::new() })
+        Ok(Self { connection, lease, finish: finish(&fence), open: false, broken: false, sources: Vec::new() })
     }
 
     pub(super) fn connection(&mut self) -> &mut PgConnection {
@@ -100,10 +102,13 @@ impl<'a> Appender<'a> {
         query.execute(&mut self.connection).await.map(drop).map_err(database_error)
     }
 
-    /// Says that changes are missing here: all who follow start over.
-    pub(super) async fn break_off(&mut self) -> Result<()> {
+    /// Says that changes are missing here: all who follow start over. Answers whether that is new in what is open.
+    pub(super) async fn break_off(&mut self) -> Result<bool> {
+        if std::mem::replace(&mut self.broken, true) {
+            return Ok(false);
+        }
         self.open().await?;
-        slot::break_off(&mut self.connection).await
+        epoch::break_off(&mut self.connection).await.map(|()| true)
     }
 
     /// Adds the last part, and notes how far the log has been read; answers an id from now. Everything since the last time is committed
@@ -137,6 +142,7 @@ impl<'a> Appender<'a> {
                 self.connection.execute("COMMIT").await.map_err(database_error)?;
                 self.open = false;
             }
+            self.broken = false;
             self.sources.clear();
             return Ok(row.get::<i64, _>(4).cast_unsigned());
         }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     image::{Effect, Table},
-    pgoutput::{self, Message, Old, Tuple},
+    pgoutput::{self, Message, Old},
 };
 use crate::{
     change::Operation,
@@ -27,7 +27,7 @@ pub(super) mod prefix {
     pub(in super::super) const MARK: &str = "tidewire.mark";
     /// A row that `TRUNCATE` is about to remove: its entity, a line's end, its image.
     pub(in super::super) const REMOVED: &str = "tidewire.removed";
-    /// That all rows that `TRUNCATE` is about to remove from an entity's table have been told.
+    /// That all rows that `TRUNCATE` is about to remove from a table have been told: the table's id.
     pub(in super::super) const TRUNCATED: &str = "tidewire.truncated";
 }
 
@@ -94,15 +94,21 @@ pub(super) enum Notice {
     Lacks { table: &'static str, columns: Vec<&'static str> },
     /// A table was emptied, and nothing tells of which rows.
     Emptied { table: &'static str },
+    /// A row was changed, and nothing tells how it was: its table's replica identity was not FULL then.
+    Partial { table: &'static str },
+    /// A table that has come since the stream began, or is no entity's any more: [`Changes::learn`] which, and read the message again.
+    New { id: u32 },
+    /// A table was an entity's when this was written, and is not now: a partition that was dropped or detached. Its changes are left out.
+    Gone { table: String },
 }
 
 /// Turns messages into rows. One lives as long as one stream: tables are told once in each.
 #[derive(Debug)]
 pub(super) struct Changes {
     catalog: Arc<Catalog>,
-    /// The entities by schema and name of their tables.
-    entities: HashMap<(String, String), EntityId>,
-    tables: HashMap<u32, Table>,
+    /// The entities by the ids of their tables, which keep them when they are called otherwise. None where a table is no entity's any more.
+    entities: HashMap<u32, Option<EntityId>>,
+    tables: HashMap<u32, Option<Table>>,
     /// The log has the lower half of a transaction's id; this is an id from about the same time.
     near: u64,
     default: Arc<Told>,
@@ -117,13 +123,20 @@ struct Open {
     at: DateTime<Utc>,
     told: Arc<Told>,
     /// Tables whose removed rows have been told.
-    truncated: HashSet<EntityId>,
+    truncated: HashSet<u32>,
 }
 
 impl Changes {
-    pub(super) fn new(catalog: Arc<Catalog>, entities: HashMap<(String, String), EntityId>, near: u64) -> Self {
+    pub(super) fn new(catalog: Arc<Catalog>, entities: HashMap<u32, EntityId>, near: u64) -> Self {
+        let entities = entities.into_iter().map(|(id, entity)| (id, Some(entity))).collect();
         let default = Arc::new(Told::of(&Context::default()));
         Self { catalog, entities, tables: HashMap::new(), near, default, open: None, rows: Rows::default() }
+    }
+
+    /// Takes note of the tables as they are now; one that is asked about and not among them is gone.
+    pub(super) fn learn(&mut self, entities: HashMap<u32, EntityId>, asked: u32) {
+        self.entities.entry(asked).or_insert(None);
+        self.entities.extend(entities.into_iter().map(|(id, entity)| (id, Some(entity))));
     }
 
     pub(super) fn set_near(&mut self, id: u64) {
@@ -171,9 +184,8 @@ impl Changes {
                 self.push(entity.name, Operation::Delete, Some(image.to_owned()), None)?;
             }
             prefix::TRUNCATED => {
-                let name = std::str::from_utf8(content).map_err(|_| stray())?;
-                let entity = self.catalog.find(name).ok_or_else(|| unknown(name))?;
-                open.truncated.insert(entity.id);
+                let table = std::str::from_utf8(content).ok().and_then(|id| id.parse().ok());
+                open.truncated.insert(table.ok_or_else(stray)?);
             }
             _ => {}
         }
@@ -184,39 +196,47 @@ impl Changes {
     pub(super) fn read(&mut self, bytes: &[u8]) -> Result<Option<Notice>> {
         match pgoutput::read(bytes)? {
             Message::Relation(relation) => {
-                let key = (relation.schema.to_owned(), relation.name.to_owned());
-                let entity = self.entities.get(&key).ok_or_else(|| unknown(relation.name))?;
-                let table = Table::new(self.catalog.entity(*entity), &relation);
-                let lacks = (!table.lacks.is_empty())
-                    .then(|| Notice::Lacks { table: table.name, columns: table.lacks.clone() });
+                let Some(entity) = self.entities.get(&relation.id) else {
+                    return Ok(Some(Notice::New { id: relation.id }));
+                };
+                let table = entity.map(|entity| Table::new(self.catalog.entity(entity), &relation));
+                let notice = match &table {
+                    None => Some(Notice::Gone { table: relation.name.to_owned() }),
+                    Some(Table { name, lacks, .. }) if !lacks.is_empty() => {
+                        Some(Notice::Lacks { table: name, columns: lacks.clone() })
+                    }
+                    Some(_) => None,
+                };
                 self.tables.insert(relation.id, table);
-                return Ok(lacks);
+                return Ok(notice);
             }
             Message::Insert { relation, new } => {
-                let table = self.table(relation)?;
+                let Some(table) = self.table(relation)? else { return Ok(None) };
                 let (name, image) = (table.name, table.image(&new, None)?);
                 self.push(name, Operation::Insert, None, Some(image))?;
             }
             Message::Update { relation, old, new } => {
-                let table = self.table(relation)?;
-                let Some(Old::Full(old)) = old else { return Err(table.identity()) };
-                self.update(relation, &old, &new)?;
+                let Some(table) = self.table(relation)? else { return Ok(None) };
+                let Some(Old::Full(old)) = old else { return Ok(Some(Notice::Partial { table: table.name })) };
+                let (name, effect) = (table.name, table.effect(&old, &new)?);
+                if effect != Effect::Nothing {
+                    let (before, after) = (table.image(&old, None)?, table.image(&new, Some(&old))?);
+                    self.push_update(name, &effect, before, after)?;
+                }
             }
             Message::Delete { relation, old } => {
-                let table = self.table(relation)?;
-                let Old::Full(old) = old else { return Err(table.identity()) };
+                let Some(table) = self.table(relation)? else { return Ok(None) };
+                let Old::Full(old) = old else { return Ok(Some(Notice::Partial { table: table.name })) };
                 let (name, image) = (table.name, table.image(&old, None)?);
                 self.push(name, Operation::Delete, Some(image), None)?;
             }
             Message::Truncate { relations } => {
-                let tables = relations.iter().map(|relation| self.table(*relation)).collect::<Result<Vec<_>>>()?;
-                let told = &self.open.as_ref().ok_or_else(stray)?.truncated;
-                if let Some(table) = tables.iter().find(|table| !told.contains(&table.entity)) {
-                    return Ok(Some(Notice::Emptied { table: table.name }));
-                }
-                let entities: Vec<_> = tables.iter().map(|table| table.entity).collect();
-                if let Some(open) = &mut self.open {
-                    open.truncated.retain(|entity| !entities.contains(entity));
+                for relation in relations {
+                    let Some(Table { name, .. }) = self.table(relation)? else { continue };
+                    let name = *name;
+                    if !self.open.as_mut().ok_or_else(stray)?.truncated.remove(&relation) {
+                        return Ok(Some(Notice::Emptied { table: name }));
+                    }
                 }
             }
             Message::Other => {}
@@ -224,15 +244,8 @@ impl Changes {
         Ok(None)
     }
 
-    fn update(&mut self, relation: u32, old: &Tuple<'_>, new: &Tuple<'_>) -> Result<()> {
-        let table = self.table(relation)?;
-        let name = table.name;
-        let effect = table.effect(old, new)?;
-        if effect == Effect::Nothing {
-            return Ok(());
-        }
-        let (before, after) = (table.image(old, None)?, table.image(new, Some(old))?);
-        if effect == Effect::Moved {
+    fn push_update(&mut self, name: &'static str, effect: &Effect, before: String, after: String) -> Result<()> {
+        if *effect == Effect::Moved {
             self.push(name, Operation::Delete, Some(before), None)?;
             self.push(name, Operation::Insert, None, Some(after))
         } else {
@@ -240,8 +253,9 @@ impl Changes {
         }
     }
 
-    fn table(&self, relation: u32) -> Result<&Table> {
-        self.tables.get(&relation).ok_or_else(stray)
+    /// None where the table is gone.
+    fn table(&self, relation: u32) -> Result<Option<&Table>> {
+        self.tables.get(&relation).map(Option::as_ref).ok_or_else(stray)
     }
 
     fn push(

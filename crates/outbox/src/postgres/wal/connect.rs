@@ -16,6 +16,9 @@ use crate::{
     postgres::Postgres,
 };
 
+/// How many messages of the log wait to be looked at.
+const BUFFER_EVENTS: usize = 64;
+
 pub(super) fn configuration(database: &Postgres, slot: &str, begin: u64) -> Result<ReplicationConfig> {
     let options = database.connections.direct_pool().connect_options();
     let user = options.get_username().to_owned();
@@ -32,6 +35,8 @@ pub(super) fn configuration(database: &Postgres, slot: &str, begin: u64) -> Resu
     config.tls = tls;
     config.start_lsn = Lsn::from_u64(begin);
     config.status_interval = Duration::from_secs(1);
+    // Events may be large, and what has been read is appended at once.
+    config.buffer_events = BUFFER_EVENTS;
     config.application_name = Some(slot::APPLICATION.to_owned());
     // Values come in the form that the session's settings give them, and the server's own may be any.
     config.options = Some(
@@ -51,7 +56,9 @@ pub(super) fn stream_error(error: PgWireError) -> Error {
                  host's name too, as `verify-full` does, and `sslrootcert` stands in place of all other authorities)"
             ),
         ),
-        _ => Error::new(ErrorKind::Database, "the database's log could not be streamed").with_source(error),
+        // What the server says of streams names no rows.
+        _ => Error::new(ErrorKind::Database, format!("the database's log could not be streamed: {error}"))
+            .with_source(error),
     }
 }
 

@@ -5,13 +5,12 @@ use std::fmt::Write as _;
 use super::pgoutput::{Relation, Value};
 use crate::{
     error::{Error, ErrorKind, Result},
-    registry::{EntityId, EntityMeta, Kind},
+    registry::{EntityMeta, Kind},
 };
 
-/// A table of the log, and which of its columns an entity has.
+/// A table of the log, and which of its columns its entity has.
 #[derive(Debug)]
 pub(super) struct Table {
-    pub(super) entity: EntityId,
     pub(super) name: &'static str,
     columns: Vec<Column>,
     /// How many columns the rows have.
@@ -88,7 +87,7 @@ impl Table {
                 None => lacks.push(column.name),
             }
         }
-        Self { entity: entity.id, name: entity.name, columns, width: relation.columns.len(), lacks }
+        Self { name: entity.name, columns, width: relation.columns.len(), lacks }
     }
 
     /// The row as a JSON object. What a change left as it was is taken from the row before.
@@ -102,7 +101,11 @@ impl Table {
             match value(row, before, column.place) {
                 Value::Null => out.push_str("null"),
                 Value::Text(text) => column.form.write(text, &mut out),
-                Value::Unchanged => return Err(self.identity()),
+                Value::Unchanged => {
+                    let problem =
+                        format!("a row of {} in the database's log lacks a value that it does not say", self.name);
+                    return Err(Error::new(ErrorKind::Corrupt, problem));
+                }
             }
         }
         out.push('}');
@@ -134,18 +137,6 @@ impl Table {
             ErrorKind::Corrupt,
             format!("a row of {} in the database's log has another number of columns", self.name),
         ))
-    }
-
-    /// That a row before a change is not told in full.
-    pub(super) fn identity(&self) -> Error {
-        Error::new(
-            ErrorKind::Setup,
-            format!(
-                "the database's log does not tell the rows of {} as they were: its replica identity is not FULL. \
-                 `tidewire capture install` sets it",
-                self.name
-            ),
-        )
     }
 }
 

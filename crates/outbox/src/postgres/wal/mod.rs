@@ -27,7 +27,9 @@
 //! actor, also where another program wrote it: the log does not tell who did.
 //!
 //! *What the log does not tell.* `TRUNCATE` removes rows that it does not name, so a trigger tells them, as messages. Where it was bypassed, and
-//! where the slot has lost its place or was dropped, changes are missing: the log of changes begins anew, and all who follow start over.
+//! where the slot has lost its place or was dropped, changes are missing: the log of changes begins anew, and all who follow start over. So they are where
+//! a row was changed while its table's replica identity was not FULL, as a new partition's is until it is prepared; and where the publication
+//! is another than was installed, since what it left out meanwhile was never told.
 
 mod append;
 mod changes;
@@ -52,7 +54,7 @@ use self::{
     append::Appender,
     changes::{Changes, Notice, Rows, Told, prefix},
 };
-use super::{Postgres, database_error, schema};
+use super::{Postgres, database_error, epoch, schema};
 use crate::{
     capture::{Capture, LogStatus},
     context::Context,
@@ -83,6 +85,9 @@ const ARRIVE_POLL: Duration = Duration::from_millis(20);
 
 /// How often the slot is looked at.
 const WATCH: Duration = Duration::from_secs(5);
+
+/// How many failures in a row are no trouble, where they may pass by themselves.
+const PATIENCE: u32 = 5;
 
 /// How long to wait after a failure, at most.
 const RETRY_MAX: Duration = Duration::from_secs(5);
@@ -120,12 +125,12 @@ impl Shared {
     }
 }
 
-/// Tells the log in whose name a transaction writes from here on.
+/// Tells the log in whose name a transaction writes from here on. (Messages come as they are, whatever the database's encoding is.)
 ///
 /// A message's place in the log is its end, and a change's is its beginning. So a message and the change right behind it have the same place,
 /// and where one of them is of a savepoint, they may be told in either order. The mark keeps them apart.
 pub(super) async fn tell_context(conn: &mut PgConnection, context: &Context) -> Result<(), sqlx::Error> {
-    let tell = "SELECT pg_logical_emit_message(true, $1, $2)::text, pg_logical_emit_message(true, $3, '')::text";
+    let tell = "SELECT pg_logical_emit_message(true, $1, convert_to($2, 'UTF8'))::text, pg_logical_emit_message(true, $3, '')::text";
     let tell =
         sqlx::query(tell).persistent(false).bind(prefix::CONTEXT).bind(Told::of(context).text()).bind(prefix::MARK);
     tell.execute(conn).await.map(drop)
@@ -142,7 +147,7 @@ pub(super) async fn finish(database: &Postgres) {
     if let Err(error) = arrive(database, None).await {
         tracing::error!(%error, "the database's log is given up unread: changes are missing, and all who follow start over");
         let Ok(mut conn) = database.connections.direct_pool().acquire().await else { return };
-        let _ = slot::break_off(&mut conn).await;
+        let _ = epoch::break_off(&mut conn).await;
     }
 }
 
@@ -242,14 +247,14 @@ pub(super) async fn run(database: Arc<Postgres>, mut stop: watch::Receiver<bool>
 
 /// Says what is wrong: in this process's log, and where it does not pass by itself, to all who look at the outbox.
 async fn report(database: &Postgres, error: &Error, failures: u32) {
-    if error.is_transient() || error.kind() == ErrorKind::Lost {
-        if failures == 1 {
-            tracing::warn!(%error, "the database's log could not be read; trying again");
-        }
-        return;
-    }
-    if failures == 1 {
+    let passes = error.is_transient() || error.kind() == ErrorKind::Lost;
+    if failures == 1 && passes {
+        tracing::warn!(%error, "the database's log could not be read; trying again");
+    } else if failures == if passes { PATIENCE } else { 1 } {
         tracing::error!(%error, "the database's log cannot be read");
+    }
+    if passes && failures < PATIENCE {
+        return;
     }
     database.note_trouble(Some(&error.to_string()));
     let note =
@@ -257,29 +262,43 @@ async fn report(database: &Postgres, error: &Error, failures: u32) {
     let _ = note.bind(error.to_string()).execute(database.connections.direct_pool()).await;
 }
 
-/// Looks at the slot from time to time, so that it never fills the server's disk.
+/// Looks from time to time whether the log can go on being read: that it never fills the server's disk, and leaves nothing out.
 async fn watch_slot(database: &Postgres) {
     loop {
         tokio::time::sleep(WATCH).await;
-        let Some(max) = database.log.max_kept else { continue };
-        let looked = async {
-            let mut conn = database.connections.direct_pool().acquire().await.map_err(database_error)?;
-            let slot = slot::find(&mut conn).await?;
-            if slot.usable && slot.kept > max {
-                tracing::error!(
-                    slot = slot.name,
-                    kept_bytes = slot.kept,
-                    limit_bytes = max,
-                    "the database keeps more of its log for us than it may: the slot is given up, and all who follow start over"
-                );
-                slot.drop(&mut conn).await?;
-            }
-            Ok::<_, Error>(())
-        };
-        if let Err(error) = looked.await {
+        if let Err(error) = look_at_slot(database).await {
             tracing::debug!(%error, "the replication slot could not be looked at");
         }
     }
+}
+
+/// Prepares partitions that were made since the last look; and drops the slot, so that whoever reads it begins anew, where it must not go on.
+async fn look_at_slot(database: &Postgres) -> Result<()> {
+    let mut conn = database.connections.direct_pool().acquire().await.map_err(database_error)?;
+    if schema::capture(&mut conn).await? != Capture::Log {
+        return Ok(());
+    }
+    let slot = slot::find(&mut conn).await?;
+    if !slot.usable {
+        return Ok(());
+    }
+    if database.log.max_kept.is_some_and(|max| slot.kept > max) {
+        tracing::error!(
+            slot = slot.name,
+            kept_bytes = slot.kept,
+            limit_bytes = database.log.max_kept,
+            "the database keeps more of its log for us than it may: the slot is given up, and all who follow start over"
+        );
+        return slot.drop(&mut conn).await;
+    }
+    if !slot::is_published(&mut conn).await? {
+        tracing::error!(
+            slot = slot.name,
+            "the publication is another than was installed: the slot is given up, and all who follow start over"
+        );
+        return slot.drop(&mut conn).await;
+    }
+    slot::prepare_parts(&mut conn, &database.catalog).await
 }
 
 /// One turn at reading the log: waits for the lease, and reads until it is lost, something fails, or it is time to stop. `Ok` where there is
@@ -307,17 +326,20 @@ async fn read_log(database: &Postgres, lease: &Lease) -> Result<()> {
     if schema::capture(conn).await? != Capture::Log {
         return Ok(());
     }
-    let entities = slot::entities(conn, &database.catalog).await?;
+    // Rows that are appended are of an epoch that has begun.
+    epoch::look(conn).await?;
     let mut slot = slot::find(conn).await?;
     let begin = begin_at(conn).await?;
-    if !slot.usable || slot.confirmed > begin {
-        if slot.usable {
+    let published = slot::is_published(conn).await?;
+    if !slot.usable || slot.confirmed > begin || !published {
+        if slot.usable && published {
             tracing::error!(slot = slot.name, "somebody else has read from the replication slot");
-            slot.drop(conn).await?;
         }
+        slot.drop(conn).await?;
         slot::install(database.connections.direct_pool(), conn, &database.catalog).await?;
         slot = slot::find(conn).await?;
     }
+    let entities = slot::entities(conn, &database.catalog).await?;
     slot.release(conn).await?;
     let begin = begin_at(conn).await?;
     let near = sqlx::query_scalar::<_, i64>("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint")
@@ -388,7 +410,12 @@ impl Stream<'_> {
                     self.make_room().await?;
                 }
                 ReplicationEvent::XLogData { data, .. } => {
-                    if let Some(notice) = self.changes.read(&data)? {
+                    let mut notice = self.changes.read(&data)?;
+                    if let Some(Notice::New { id }) = notice {
+                        self.learn(id).await?;
+                        notice = self.changes.read(&data)?;
+                    }
+                    if let Some(notice) = notice {
                         self.take(notice).await?;
                     }
                     self.make_room().await?;
@@ -435,6 +462,17 @@ impl Stream<'_> {
         Ok(self.read_to)
     }
 
+    /// Looks which entity's a table is that the log tells of.
+    async fn learn(&mut self, table: u32) -> Result<()> {
+        if let Some(source) = self.changes.source() {
+            self.appender.see(source).await?;
+        }
+        let mut conn = self.database.connections.direct_pool().acquire().await.map_err(database_error)?;
+        let entities = slot::entities(&mut conn, &self.database.catalog).await?;
+        self.changes.learn(entities, table);
+        Ok(())
+    }
+
     async fn take(&mut self, notice: Notice) -> Result<()> {
         match notice {
             Notice::Lacks { table, columns } => {
@@ -466,16 +504,31 @@ impl Stream<'_> {
                     ),
                 ))
             }
+            Notice::New { .. } => {
+                Err(Error::new(ErrorKind::Corrupt, "the database's log tells of a table that was looked for in vain"))
+            }
+            Notice::Gone { table } => {
+                let why = "it was dropped or detached, and which entity's it was is not known any more";
+                self.break_off(&table, why).await
+            }
             Notice::Emptied { table } => {
-                tracing::error!(
-                    table,
-                    "a table was truncated past its trigger, and the log does not tell which rows it had: all who follow start over"
-                );
-                // What was before it is of the history that ends.
-                self.changes.rows = Rows::default();
-                self.appender.break_off().await
+                self.break_off(table, "it was truncated past its trigger, and the log does not tell which rows it had")
+                    .await
+            }
+            Notice::Partial { table } => {
+                self.break_off(table, "its replica identity was not FULL, and the log does not tell how a row was")
+                    .await
             }
         }
+    }
+
+    async fn break_off(&mut self, table: &str, why: &str) -> Result<()> {
+        if self.appender.break_off().await? {
+            tracing::error!(table, why, "the log of changes begins anew: all who follow start over");
+            // What was before it is of the history that ends.
+            self.changes.rows = Rows::default();
+        }
+        Ok(())
     }
 }
 

@@ -1,16 +1,17 @@
 //! What capture by the log needs in the database: a publication, a replication slot, replica identities, and triggers that tell of `TRUNCATE`.
 
-use std::{collections::HashMap, time::Duration};
+use std::{borrow::Cow, collections::HashMap, time::Duration};
 
-use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool, Row};
+use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool, Row, postgres::types::Oid};
 
 use super::changes::prefix;
 use crate::{
     capture::{Capture, LogStatus},
     error::{Error, ErrorKind, Result},
     postgres::{
-        database_error, schema,
-        triggers::{self, image, qualified},
+        database_error, epoch, schema,
+        trigger::{self, Part, Trigger},
+        triggers::{self, qualified},
     },
     registry::{Catalog, EntityId, EntityMeta},
 };
@@ -21,10 +22,12 @@ pub(super) const PUBLICATION: &str = "tidewire";
 /// What readers of the slot are called, by which the next one knows them.
 pub(super) const APPLICATION: &str = "tidewire capture";
 
-const TRUNCATE: &str = "!tidewire_log";
+/// The trigger's name, and what the names of its functions begin with.
+const TRUNCATE: [&str; 2] = ["!tidewire_log", "tidewire_log"];
 
-/// How long the slot's creation may wait for transactions that are under way.
-const CREATE_TIMEOUT: &str = "30s";
+/// How long the slot's creation may wait for transactions that are under way: while writers wait for it, and else.
+const BRIEF: &str = "10s";
+const PATIENT: &str = "30s";
 
 /// How often an end of the slot's reader is waited for before that is an error.
 const RELEASE_ATTEMPTS: u32 = 100;
@@ -105,26 +108,23 @@ impl Slot {
     }
 
     /// Makes it; answers where it begins. Waits for transactions that are under way.
-    async fn create(&self, pool: &PgPool) -> Result<u64> {
+    async fn create(&self, pool: &PgPool, patience: &str) -> Result<u64> {
         let mut transaction = pool.begin().await.map_err(database_error)?;
-        let timeout = format!("SET LOCAL statement_timeout = '{CREATE_TIMEOUT}'");
+        let timeout = format!("SET LOCAL statement_timeout = '{patience}'");
         transaction.execute(AssertSqlSafe(timeout)).await.map_err(database_error)?;
         let create = "SELECT (lsn - '0/0'::pg_lsn)::bigint FROM pg_create_logical_replication_slot($1, 'pgoutput')";
         let created = sqlx::query_scalar::<_, i64>(create).bind(&self.name).fetch_one(&mut *transaction).await;
         let lsn = created.map_err(|error| {
             let code = error.as_database_error().and_then(|error| error.code()).unwrap_or_default().into_owned();
-            let problem = match code.as_str() {
-                "53400" | "55000" => {
+            match code.as_str() {
+                "53400" | "55000" => Error::new(
+                    ErrorKind::Setup,
                     "all replication slots of the server are in use. Set `max_replication_slots` higher in \
-                     postgresql.conf and restart it, or drop a slot that nobody needs"
-                }
-                "57014" => {
-                    "the replication slot could not be made, because transactions have been open for long. Stop the \
-                     programs that write, and try again"
-                }
-                _ => return database_error(error),
-            };
-            Error::new(if code == "57014" { ErrorKind::Busy } else { ErrorKind::Setup }, problem).with_source(error)
+                     postgresql.conf and restart it, or drop a slot that nobody needs",
+                )
+                .with_source(error),
+                _ => busy(error),
+            }
         })?;
         transaction.commit().await.map_err(database_error)?;
         Ok(lsn.cast_unsigned())
@@ -134,52 +134,66 @@ impl Slot {
 /// Puts in place what is needed. What triggers recorded so far and what the log tells from then on join without a gap.
 pub(super) async fn install(pool: &PgPool, conn: &mut PgConnection, catalog: &Catalog) -> Result<()> {
     require(conn, catalog).await?;
-    prepare(conn, catalog).await?;
     let was = schema::capture(conn).await?;
     let slot = find(conn).await?;
-    if was == Capture::Log && slot.usable {
+    let goes_on = was == Capture::Log && slot.usable && is_published(conn).await?;
+    prepare(conn, catalog).await?;
+    if goes_on {
         return Ok(());
     }
     slot.drop(conn).await?;
+    if was == Capture::Log {
+        return begin_anew(pool, conn, &slot).await;
+    }
     let mut transaction = conn.begin().await.map_err(database_error)?;
     // Whoever writes waits until the triggers are gone and the slot is there. (A transaction that writes cannot make a slot, and a slot waits
-    // for transactions that have written: so the locks are held here, without a write, while the slot is made over there.)
+    // for transactions that have written: so the locks are held here, without a write, while the slot is made over there. One that has written
+    // and waits for a lock of ours is waited for in vain, but not for long.)
     let tables: Vec<String> = catalog.entities().iter().map(qualified).collect();
     if !tables.is_empty() {
-        let lock = format!("LOCK TABLE {} IN SHARE MODE", tables.join(", "));
-        transaction.execute(AssertSqlSafe(lock)).await.map_err(database_error)?;
+        let lock = format!("SET LOCAL lock_timeout = '{BRIEF}'; LOCK TABLE {} IN SHARE MODE", tables.join(", "));
+        transaction.execute(sqlx::raw_sql(AssertSqlSafe(lock))).await.map_err(busy)?;
     }
-    let lsn = slot.create(pool).await?;
+    let lsn = slot.create(pool, BRIEF).await?;
     triggers::remove(&mut transaction, catalog).await?;
-    if was == Capture::Log {
-        // There was a slot, and what it would have told is not to be had any more.
-        tracing::error!(
-            slot = slot.name,
-            "the replication slot was gone or had lost its place: changes are missing, and all who follow start over"
-        );
-        break_off(&mut transaction).await?;
-    }
-    sqlx::query("UPDATE tidewire_log SET capture = 'log', lsn = $1, lsn_at = now(), trouble = NULL")
-        .bind(lsn.cast_signed())
-        .execute(&mut *transaction)
-        .await
-        .map_err(database_error)?;
+    begin_at(&mut transaction, lsn).await?;
     transaction.commit().await.map_err(database_error)
 }
 
-/// Ends the log's history: changes are missing after this, so all who follow start over.
-pub(super) async fn break_off(conn: &mut PgConnection) -> Result<()> {
-    let fresh = i64::from_be_bytes(uuid::Uuid::new_v4().into_bytes()[..8].try_into().expect("eight bytes of sixteen"));
-    sqlx::query("DELETE FROM tidewire_outbox").execute(&mut *conn).await.map_err(database_error)?;
-    // All ids that a snapshot from now on can have in flight are later.
-    sqlx::query(
-        "UPDATE tidewire_log SET epoch = $1, trimmed_xid = greatest(trimmed_xid, pg_snapshot_xmin(pg_current_snapshot())::text::bigint - 1)",
-    )
-    .bind(fresh)
-    .execute(conn)
-    .await
-    .map(drop)
-    .map_err(database_error)
+/// Where there was a slot, and what it would have told is not to be had any more. Who follows starts over in any case, so no writer need wait.
+async fn begin_anew(pool: &PgPool, conn: &mut PgConnection, slot: &Slot) -> Result<()> {
+    tracing::error!(
+        slot = slot.name,
+        "what the replication slot would have told is lost: changes are missing, and all who follow start over"
+    );
+    let lsn = slot.create(pool, PATIENT).await?;
+    let mut transaction = conn.begin().await.map_err(database_error)?;
+    epoch::break_off(&mut transaction).await?;
+    begin_at(&mut transaction, lsn).await?;
+    transaction.commit().await.map_err(database_error)
+}
+
+/// Notes where the log is read from.
+async fn begin_at(conn: &mut PgConnection, lsn: u64) -> Result<()> {
+    sqlx::query("UPDATE tidewire_log SET capture = 'log', lsn = $1, lsn_at = now(), trouble = NULL")
+        .bind(lsn.cast_signed())
+        .execute(conn)
+        .await
+        .map(drop)
+        .map_err(database_error)
+}
+
+/// An error of a statement that gave up waiting for transactions.
+fn busy(error: sqlx::Error) -> Error {
+    let code = error.as_database_error().and_then(|error| error.code()).map(Cow::into_owned);
+    match code.as_deref() {
+        Some("55P03" | "57014") => Error::new(
+            ErrorKind::Busy,
+            "capture by the log could not begin, because transactions have been open for long. Stop the programs that write, and try again",
+        )
+        .with_source(error),
+        _ => database_error(error),
+    }
 }
 
 /// What the server and the user must be able to do.
@@ -259,94 +273,130 @@ async fn generated(conn: &mut PgConnection, catalog: &Catalog) -> Result<Vec<Str
     Ok(found)
 }
 
-/// A table that an entity's rows are in: its own, and partitions of it.
-struct Holder {
-    /// Quoted.
-    name: String,
-    /// The replica identity as `ALTER TABLE` has it.
-    identity: String,
-    /// Whether it has rows itself. A partitioned table has none, and its own replica identity still decides what is told of its partitions'.
-    has_rows: bool,
+/// The triggers that tell what `TRUNCATE` removes.
+async fn truncate_triggers(conn: &mut PgConnection, catalog: &Catalog) -> Result<Vec<(&'static str, Trigger)>> {
+    let schema = trigger::schema(conn).await?;
+    let mut all = Vec::new();
+    for entity in catalog.entities() {
+        let literal = entity.name.replace('\'', "''");
+        for part in trigger::parts(conn, entity).await? {
+            let tell = |table: &str, image: &str| {
+                format!(
+                    "PERFORM pg_logical_emit_message(true, '{}', convert_to('{literal}' || E'\\n' || {image}, 'UTF8')) FROM {table} t;
+                     PERFORM pg_logical_emit_message(true, '{}', TG_RELID::text);",
+                    prefix::REMOVED,
+                    prefix::TRUNCATED,
+                )
+            };
+            all.push((entity.name, trigger::before_truncate(TRUNCATE, &schema, entity, &part, tell)));
+        }
+    }
+    Ok(all)
 }
 
-async fn holders(conn: &mut PgConnection, entity: &EntityMeta) -> Result<Vec<Holder>> {
-    let rows = sqlx::query(
-        "SELECT n.nspname || '.' || c.relname, quote_ident(n.nspname) || '.' || quote_ident(c.relname),
-           CASE c.relreplident WHEN 'f' THEN 'FULL' WHEN 'n' THEN 'NOTHING' WHEN 'i' THEN coalesce('USING INDEX ' || (
-             SELECT quote_ident(x.relname) FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
-             WHERE i.indrelid = c.oid AND i.indisreplident), 'DEFAULT') ELSE 'DEFAULT' END, c.relkind = 'r'
-         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-         WHERE c.relkind IN ('r', 'p') AND (c.oid = to_regclass($1) OR c.oid IN (SELECT relid FROM pg_partition_tree(to_regclass($1))))
-         ORDER BY 1",
-    )
-    .bind(qualified(entity))
-    .fetch_all(conn)
-    .await
-    .map_err(database_error)?;
-    Ok(rows.iter().map(|row| Holder { name: row.get(1), identity: row.get(2), has_rows: row.get(3) }).collect())
+/// The tables that rows are in. Each has its own replica identity, and is told of by its own name.
+async fn parts_with_rows(conn: &mut PgConnection, catalog: &Catalog) -> Result<Vec<Part>> {
+    let mut parts = Vec::new();
+    for entity in catalog.entities() {
+        parts.extend(trigger::parts(conn, entity).await?.into_iter().filter(|part| part.has_rows));
+    }
+    Ok(parts)
 }
 
-/// The function that tells what `TRUNCATE` removes, and its name.
-fn truncate_function(entity: &EntityMeta, holder: &Holder) -> (String, String) {
-    let name = triggers::function(entity, "tidewire_log", &holder.name);
-    let literal = entity.name.replace('\'', "''");
-    let body = format!(
-        "BEGIN
-           PERFORM pg_logical_emit_message(true, '{}', '{literal}' || E'\\n' || {}) FROM {} t;
-           PERFORM pg_logical_emit_message(true, '{}', '{literal}');
-           RETURN NULL;
-         END",
-        prefix::REMOVED,
-        image(entity, "t"),
-        holder.name,
-        prefix::TRUNCATED,
-    );
-    (name, body)
+/// Statements that give the tables which lack it what they need: a replica identity, and a trigger. None where all is there.
+async fn lacking(conn: &mut PgConnection, catalog: &Catalog) -> Result<String> {
+    let mut text = String::new();
+    for part in parts_with_rows(conn, catalog).await?.iter().filter(|part| part.identity != "FULL") {
+        let [relation, clause] = [&part.name, &part.identity].map(|text| text.replace('\'', "''"));
+        text.push_str(&format!(
+            "INSERT INTO tidewire_identity VALUES ('{relation}', '{clause}') ON CONFLICT (relation) DO UPDATE SET identity = '{clause}';
+             ALTER TABLE {} REPLICA IDENTITY FULL; ",
+            part.name
+        ));
+    }
+    for (_, trigger) in truncate_triggers(conn, catalog).await? {
+        if !trigger.is_there(conn).await? {
+            text.push_str(&trigger.create());
+        }
+    }
+    Ok(text)
+}
+
+/// Prepares what was made since the last time: partitions. They are told of from the beginning, but changes before this would come without the rows
+/// as they were.
+pub(super) async fn prepare_parts(conn: &mut PgConnection, catalog: &Catalog) -> Result<()> {
+    let lacking = lacking(conn, catalog).await?;
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    let mut transaction = conn.begin().await.map_err(database_error)?;
+    let text = format!("SET LOCAL lock_timeout = '500ms'; {lacking}");
+    transaction.execute(sqlx::raw_sql(AssertSqlSafe(text))).await.map_err(busy)?;
+    transaction.commit().await.map_err(database_error)
+}
+
+/// What tells the publication as it is from what it was: none where it was dropped, and another where any of it was taken out and put in again.
+const PUBLISHED: &str = "(SELECT concat(p.oid, ' ', p.xmin, ' ', p.puballtables, ' ', (SELECT string_agg(concat(r.oid, ':', r.xmin), ' ' ORDER BY r.oid)
+    FROM pg_publication_rel r WHERE r.prpubid = p.oid)) FROM pg_publication p WHERE p.pubname = 'tidewire')";
+
+/// Whether the publication is what was installed, so that nothing was left out.
+pub(super) async fn is_published(conn: &mut PgConnection) -> Result<bool> {
+    let same = format!("SELECT coalesce(publication = {PUBLISHED}, false) FROM tidewire_log");
+    sqlx::query_scalar(AssertSqlSafe(same)).persistent(false).fetch_one(conn).await.map_err(database_error)
 }
 
 /// Publication, replica identities and triggers; all of them or none.
 async fn prepare(conn: &mut PgConnection, catalog: &Catalog) -> Result<()> {
     let mut transaction = conn.begin().await.map_err(database_error)?;
-    let mut text = String::new();
-    for entity in catalog.entities() {
-        for holder in holders(&mut transaction, entity).await? {
-            let Holder { name, identity, has_rows } = &holder;
-            if identity != "FULL" {
-                let [relation, clause] = [name, identity].map(|text| text.replace('\'', "''"));
-                text.push_str(&format!(
-                    "INSERT INTO tidewire_identity VALUES ('{relation}', '{clause}') ON CONFLICT (relation) DO UPDATE SET identity = '{clause}';
-                     ALTER TABLE {name} REPLICA IDENTITY FULL; "
-                ));
-            }
-            if !has_rows {
-                continue;
-            }
-            let (function, body) = truncate_function(entity, &holder);
-            text.push_str(&format!(
-                "CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS \
-                 $tidewire${body}$tidewire$;
-                 CREATE OR REPLACE TRIGGER \"{TRUNCATE}\" BEFORE TRUNCATE ON {name} FOR EACH STATEMENT EXECUTE FUNCTION {function}(); "
-            ));
-        }
+    let mut text = lacking(&mut transaction, catalog).await?;
+    // Each partition by its own name, with what its own replica identity gives.
+    let options = "(publish = 'insert, update, delete, truncate', publish_via_partition_root = false)";
+    let wanted: Vec<String> = catalog.entities().iter().map(qualified).collect();
+    let (there, was_installed): (bool, bool) = sqlx::query_as(
+        "SELECT EXISTS (SELECT 1 FROM pg_publication WHERE pubname = $1), publication IS NOT NULL FROM tidewire_log",
+    )
+    .bind(PUBLICATION)
+    .fetch_one(&mut *transaction)
+    .await
+    .map_err(database_error)?;
+    if there && !was_installed {
+        return Err(Error::new(
+            ErrorKind::Setup,
+            format!(
+                "the publication {PUBLICATION} is there already: another outbox of this database, in another schema, is captured by its log. A \
+                 database has one of these; where nobody needs it, `DROP PUBLICATION {PUBLICATION}` takes it away"
+            ),
+        ));
     }
-    let there: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM pg_publication WHERE pubname = $1)")
-        .bind(PUBLICATION)
-        .fetch_one(&mut *transaction)
-        .await
-        .map_err(database_error)?;
-    let options = "(publish = 'insert, update, delete, truncate', publish_via_partition_root = true)";
-    let tables: Vec<String> = catalog.entities().iter().map(qualified).collect();
-    match (there, tables.is_empty()) {
-        (true, false) => text.push_str(&format!(
-            "ALTER PUBLICATION {PUBLICATION} SET TABLE {}; ALTER PUBLICATION {PUBLICATION} SET {options}",
-            tables.join(", ")
-        )),
-        (false, false) => {
-            text.push_str(&format!("CREATE PUBLICATION {PUBLICATION} FOR TABLE {} WITH {options}", tables.join(", ")));
-        }
-        (false, true) => text.push_str(&format!("CREATE PUBLICATION {PUBLICATION} WITH {options}")),
-        (true, true) => {}
+    if !there {
+        text.push_str(&format!("CREATE PUBLICATION {PUBLICATION} WITH {options}; "));
     }
+    let published: Vec<(String, bool)> = sqlx::query_as(
+        "SELECT r.prrelid::regclass::text, r.prrelid IN (SELECT to_regclass(t) FROM unnest($2::text[]) t)
+         FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = $1",
+    )
+    .bind(PUBLICATION)
+    .bind(&wanted)
+    .fetch_all(&mut *transaction)
+    .await
+    .map_err(database_error)?;
+    let others: Vec<&str> = published.iter().filter(|(_, ours)| !ours).map(|(name, _)| name.as_str()).collect();
+    if !others.is_empty() {
+        return Err(Error::new(
+            ErrorKind::Setup,
+            format!(
+                "the publication {PUBLICATION} has {}, which this program has no entities for: another one captures the database. Install \
+                 from a program that has all of them; where nobody needs them, `ALTER PUBLICATION {PUBLICATION} DROP TABLE` takes them out",
+                others.join(", ")
+            ),
+        ));
+    }
+    if published.len() < wanted.len() {
+        text.push_str(&format!("ALTER PUBLICATION {PUBLICATION} SET TABLE {}; ", wanted.join(", ")));
+    }
+    text.push_str(&format!(
+        "ALTER PUBLICATION {PUBLICATION} SET {options}; UPDATE tidewire_log SET publication = {PUBLISHED}"
+    ));
     transaction.execute(sqlx::raw_sql(AssertSqlSafe(text))).await.map_err(database_error)?;
     transaction.commit().await.map_err(database_error)
 }
@@ -364,16 +414,8 @@ pub(super) async fn remove(conn: &mut PgConnection, catalog: &Catalog) -> Result
         let (relation, identity): (String, String) = (row.get(0), row.get(1));
         text.push_str(&format!("ALTER TABLE IF EXISTS {relation} REPLICA IDENTITY {identity}; "));
     }
-    for entity in catalog.entities() {
-        for holder in holders(&mut transaction, entity).await? {
-            let (function, _) = truncate_function(entity, &holder);
-            text.push_str(&format!(
-                "DROP TRIGGER IF EXISTS \"{TRUNCATE}\" ON {}; DROP FUNCTION IF EXISTS {function}(); ",
-                holder.name
-            ));
-        }
-    }
-    text.push_str("DELETE FROM tidewire_identity");
+    text.extend(truncate_triggers(&mut transaction, catalog).await?.iter().map(|(_, trigger)| trigger.drop()));
+    text.push_str("DELETE FROM tidewire_identity; UPDATE tidewire_log SET publication = NULL");
     transaction.execute(sqlx::raw_sql(AssertSqlSafe(text))).await.map_err(database_error)?;
     transaction.commit().await.map_err(database_error)
 }
@@ -386,23 +428,23 @@ pub(in super::super) async fn check(conn: &mut PgConnection, catalog: &Catalog) 
     require(conn, catalog).await?;
     let mut drifted = Vec::new();
     for entity in catalog.entities() {
-        let row = sqlx::query(
+        let published: bool = sqlx::query_scalar(
             "SELECT EXISTS (SELECT 1 FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
-                            WHERE p.pubname = $2 AND r.prrelid = to_regclass($1)),
-               (SELECT count(*) FROM pg_trigger t WHERE t.tgname = $3 AND t.tgenabled IN ('O', 'A') AND NOT t.tgisinternal
-                  AND (t.tgrelid = to_regclass($1) OR t.tgrelid IN (SELECT relid FROM pg_partition_tree(to_regclass($1)))))",
+                            WHERE p.pubname = $2 AND r.prrelid = to_regclass($1))",
         )
         .bind(qualified(entity))
         .bind(PUBLICATION)
-        .bind(TRUNCATE)
         .fetch_one(&mut *conn)
         .await
         .map_err(database_error)?;
-        let holders = holders(conn, entity).await?;
-        let complete = holders.iter().all(|holder| holder.identity == "FULL");
-        let triggers = usize::try_from(row.get::<i64, _>(1)).unwrap_or_default();
-        if !row.get::<bool, _>(0) || !complete || triggers < holders.iter().filter(|holder| holder.has_rows).count() {
+        let parts = trigger::parts(conn, entity).await?;
+        if !published || parts.iter().any(|part| part.has_rows && part.identity != "FULL") {
             drifted.push(entity.name);
+        }
+    }
+    for (entity, trigger) in truncate_triggers(conn, catalog).await? {
+        if !drifted.contains(&entity) && !trigger.is_there(conn).await? {
+            drifted.push(entity);
         }
     }
     let refuse = |problem: String| {
@@ -454,32 +496,27 @@ pub(super) async fn status(conn: &mut PgConnection) -> Result<LogStatus> {
     })
 }
 
-/// The entities by schema and name of their tables and of those' partitions; and refuses where the publication has a table that is no entity's, whose changes this
+/// The entities by the ids of their tables and of those' partitions; and refuses where the publication has a table that is no entity's, whose changes this
 /// program could not record.
-pub(super) async fn entities(
-    conn: &mut PgConnection,
-    catalog: &Catalog,
-) -> Result<HashMap<(String, String), EntityId>> {
+pub(super) async fn entities(conn: &mut PgConnection, catalog: &Catalog) -> Result<HashMap<u32, EntityId>> {
     let mut entities = HashMap::new();
     for entity in catalog.entities() {
-        let found =
-            "SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-                     WHERE c.oid = to_regclass($1) OR c.oid IN (SELECT relid FROM pg_partition_tree(to_regclass($1)))";
+        let found = "SELECT oid FROM pg_class
+                     WHERE oid = to_regclass($1) OR oid IN (SELECT relid FROM pg_partition_tree(to_regclass($1)))";
         let rows = sqlx::query(found).bind(qualified(entity)).fetch_all(&mut *conn).await.map_err(database_error)?;
-        // Changes are told as the whole table's, but for a partition that is truncated.
-        entities.extend(rows.iter().map(|row| ((row.get(0), row.get(1)), entity.id)));
+        // A partition's changes are told as its own.
+        entities.extend(rows.iter().map(|row| (row.get::<Oid, _>(0).0, entity.id)));
     }
-    let published =
-        sqlx::query("SELECT schemaname::text, tablename::text FROM pg_publication_tables WHERE pubname = $1")
-            .bind(PUBLICATION)
-            .fetch_all(conn)
-            .await
-            .map_err(database_error)?;
-    let unknown: Vec<String> = published
-        .iter()
-        .filter(|row| !entities.contains_key(&(row.get(0), row.get(1))))
-        .map(|row| row.get(1))
-        .collect();
+    let published = sqlx::query(
+        "SELECT c.oid, t.tablename::text FROM pg_publication_tables t JOIN pg_namespace n ON n.nspname = t.schemaname
+           JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename WHERE t.pubname = $1",
+    )
+    .bind(PUBLICATION)
+    .fetch_all(conn)
+    .await
+    .map_err(database_error)?;
+    let unknown: Vec<String> =
+        published.iter().filter(|row| !entities.contains_key(&row.get::<Oid, _>(0).0)).map(|row| row.get(1)).collect();
     if !unknown.is_empty() {
         return Err(Error::new(
             ErrorKind::Setup,

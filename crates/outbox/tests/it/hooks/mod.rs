@@ -480,7 +480,9 @@ async fn what_keeps_a_database_from_hooks_is_told_at_the_check() {
         run(zoo.recorder.unrecorded(), prepare).await;
         let error = zoo.recorder.check().await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Setup);
-        assert!(error.to_string().contains(essence) && error.to_string().contains("triggers"), "{error}");
+        // Where other tables inherit, no capture helps.
+        let advice = essence.contains("inherit") || error.to_string().contains("triggers");
+        assert!(error.to_string().contains(essence) && advice, "{error}");
         let refused = zoo.recorder.execute_unprepared("DELETE FROM food").await.unwrap_err().to_string();
         assert!(refused.contains(essence), "{refused}");
         zoo.recorder.close().await;
