@@ -91,6 +91,7 @@ pub(super) async fn read(database: &Mysql, after: &Cursor, until: Option<&Cursor
         // Of another kind of database.
         None => return Ok(Read::Resync(ResyncReason::Epoch)),
     };
+    database.settling.step_beside(&database.pool, !base.holes.is_empty());
     let reader = Reader { database, epoch, base, limit: limit.max(1) };
     if let Some((further, seq)) = rest {
         // First what is left of the window that the reader stands in.
@@ -128,13 +129,19 @@ struct Step {
 
 const STEP: &str = "o.seq, o.tx, o.entity, o.operation, o.`before`, o.`after`, o.actor, o.origin, o.mutation_id, o.at";
 
-/// Whether a number is in one of the ranges.
-fn within(column: &str, ranges: &[(u64, u64)]) -> String {
-    let parts = ranges.iter().map(|(low, high)| match low == high {
-        true => format!("{column} = {low}"),
-        false => format!("{column} BETWEEN {low} AND {high}"),
-    });
-    parts.collect::<Vec<_>>().join(" OR ")
+/// Whether a number is in one of the ranges, of which there is one at least. Those of a single number go into one list, which costs the server much less than
+/// as many conditions.
+pub(super) fn within(column: &str, ranges: &[(u64, u64)]) -> String {
+    let single: Vec<_> = ranges.iter().filter(|(low, high)| low == high).map(|(low, _)| low.to_string()).collect();
+    let mut parts: Vec<_> = ranges
+        .iter()
+        .filter(|(low, high)| low != high)
+        .map(|(low, high)| format!("{column} BETWEEN {low} AND {high}"))
+        .collect();
+    if !single.is_empty() {
+        parts.push(format!("{column} IN ({})", single.join(", ")));
+    }
+    parts.join(" OR ")
 }
 
 /// The condition that these numbers do not show a number.
@@ -181,9 +188,6 @@ impl Reader<'_> {
             return Ok(None);
         }
         let further = Arc::new(grown(&self.base, steps.iter().map(|step| step.seq), settled));
-        if self.database.settling.is_due(!further.holes.is_empty()) {
-            self.database.settling.step(&self.database.pool).await?;
-        }
         let end = Cursor::numbered(self.epoch, Arc::clone(&further), None);
         let transactions = self.transactions(steps, &further, Some(&end));
         Ok(Some(Read::Transactions { transactions, reached_end: true, end }))

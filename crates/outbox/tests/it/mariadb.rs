@@ -187,3 +187,51 @@ async fn what_a_column_holds_must_be_what_its_entity_reads() {
     let told = "ticket.season (`year` as a text), ticket.bits (`bit` as bytes), ticket.gate (`point` as bytes), ticket.extras (`set` as an integer)";
     assert!(error.to_string().contains(told), "{error}");
 }
+
+/// A connection that runs statement after statement, in order.
+async fn connected(zoo: &Zoo) -> sqlx::MySqlConnection {
+    <sqlx::MySqlConnection as sqlx::Connection>::connect(zoo.database.url()).await.unwrap()
+}
+
+async fn on(conn: &mut sqlx::MySqlConnection, sql: &'static str) {
+    use sqlx::Executor;
+    conn.execute(sqlx::raw_sql(sql)).await.unwrap();
+}
+
+/// A prepared transaction has let go of its shared locks, and is still to come.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prepared_transaction_is_waited_for() {
+    let Some(database) = TestDatabase::mariadb().await else { return };
+    let zoo = Zoo::of(database).await;
+    let _awake = zoo.recorder.log().follow_all(Cursor::start()).await.unwrap();
+    // GIVEN a transaction that is prepared, and others that were rolled back and committed around it
+    let mut other = connected(&zoo).await;
+    run(&zoo.recorder, "INSERT INTO food (name) VALUES ('before')").await;
+    let undone = zoo.recorder.begin().await.unwrap();
+    run(&undone, "INSERT INTO food (name) VALUES ('undone')").await;
+    undone.rollback().await.unwrap();
+    on(&mut other, "XA START 'a'; INSERT INTO food (name) VALUES ('prepared'); XA END 'a'; XA PREPARE 'a'").await;
+    run(&zoo.recorder, "INSERT INTO food (name) VALUES ('after')").await;
+
+    // WHEN what is settled has moved past the one that was rolled back, and had time to move further
+    let settled = async || {
+        let row = zoo.recorder.unrecorded().query_one_raw(sea_orm::Statement::from_string(
+            sea_orm::DbBackend::MySql,
+            "SELECT settled FROM tidewire_log",
+        ));
+        row.await.unwrap().unwrap().try_get_by_index::<i64>(0).unwrap()
+    };
+    eventually(async || settled().await == 2).await;
+    for n in 0..20 {
+        run(&zoo.recorder, &format!("INSERT INTO food (name) VALUES ('later {n}')")).await;
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let waiting = zoo.recorder.log().position().await.unwrap();
+    assert_eq!(settled().await, 2);
+    on(&mut other, "XA COMMIT 'a'").await;
+
+    // THEN it is given when it comes
+    let late = zoo.transactions(waiting).await;
+    assert_eq!(late.iter().map(|transaction| transaction.changes.len()).collect::<Vec<_>>(), [1]);
+    zoo.assert_replays().await;
+}
