@@ -281,10 +281,11 @@ async fn check_server(conn: &mut MySqlConnection) -> Result<()> {
     Ok(())
 }
 
-/// Looks whether the binary log tells this database's transactions apart.
+/// Looks whether the binary log tells this database's transactions apart, by a lease that nobody asks for.
 async fn check_binary_log(conn: &mut MySqlConnection) -> Result<()> {
-    const TRY: &str = "UPDATE tidewire_log SET trimmed = trimmed + 1 WHERE one = 1";
-    const UNDO: &str = "UPDATE tidewire_log SET trimmed = trimmed - 1 WHERE one = 1";
+    const TRY: &str =
+        "INSERT INTO tidewire_lease VALUES ('tidewire/tried', '', 0, 0) ON DUPLICATE KEY UPDATE token = token + 1";
+    const UNDO: &str = "DELETE FROM tidewire_lease WHERE name = 'tidewire/tried'";
     let mut seen = Vec::new();
     for text in [TRY, UNDO] {
         conn.execute(text).await.map_err(database_error)?;
