@@ -15,6 +15,8 @@ use crate::{
 pub(super) struct Layout {
     /// The type of each column, by table and column.
     columns: HashMap<(String, String), String>,
+    /// The storage engine of each table; none of a view.
+    engines: HashMap<String, Option<String>>,
     pub(super) foreign_keys: Vec<ForeignKey>,
     pub(super) triggers: Vec<Found>,
 }
@@ -31,6 +33,8 @@ pub(super) struct ForeignKey {
     pub(super) on_update: Action,
     /// Whether the parent is of another database.
     pub(super) abroad: bool,
+    /// Whether it refers to the parent's primary key.
+    pub(super) to_primary: bool,
 }
 
 /// What becomes of rows that refer to one that goes.
@@ -68,9 +72,15 @@ impl Layout {
         for row in sqlx::query(COLUMNS).fetch_all(&mut *conn).await.map_err(database_error)? {
             layout.columns.insert((row.get(0), row.get(1)), row.get(2));
         }
+        const ENGINES: &str = "SELECT CAST(table_name AS CHAR), CAST(engine AS CHAR) FROM information_schema.tables
+            WHERE table_schema = DATABASE()";
+        for row in sqlx::query(ENGINES).fetch_all(&mut *conn).await.map_err(database_error)? {
+            layout.engines.insert(row.get(0), row.get(1));
+        }
         const FOREIGN_KEYS: &str = "SELECT CAST(k.constraint_name AS CHAR), CAST(k.table_name AS CHAR), CAST(k.column_name AS CHAR),
               CAST(k.referenced_table_name AS CHAR), CAST(k.referenced_column_name AS CHAR), CAST(r.delete_rule AS CHAR),
-              CAST(r.update_rule AS CHAR), CAST(k.referenced_table_schema <> k.table_schema AS SIGNED)
+              CAST(r.update_rule AS CHAR), CAST(k.referenced_table_schema <> k.table_schema AS SIGNED),
+              CAST(COALESCE(r.unique_constraint_name = 'PRIMARY', FALSE) AS SIGNED)
             FROM information_schema.key_column_usage k JOIN information_schema.referential_constraints r
               ON r.constraint_schema = k.constraint_schema AND r.constraint_name = k.constraint_name AND r.table_name = k.table_name
             WHERE k.table_schema = DATABASE() ORDER BY k.table_name, k.constraint_name, k.ordinal_position";
@@ -87,6 +97,7 @@ impl Layout {
                     on_delete: action(row.get(5)),
                     on_update: action(row.get(6)),
                     abroad: row.get::<i64, _>(7) != 0,
+                    to_primary: row.get::<i64, _>(8) != 0,
                 }),
             }
         }
@@ -111,7 +122,12 @@ impl Layout {
     }
 
     pub(super) fn has_table(&self, table: &str) -> bool {
-        self.columns.keys().any(|(name, _)| name == table)
+        self.engines.contains_key(table)
+    }
+
+    /// Whether a table is kept by InnoDB, which alone has transactions that end as a whole.
+    pub(super) fn is_transactional(&self, table: &str) -> bool {
+        self.engines.get(table).is_some_and(|engine| engine.as_deref() == Some("InnoDB"))
     }
 
     /// Whether a column keeps instants: what it shows depends on the session's time zone.

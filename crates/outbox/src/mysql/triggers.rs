@@ -140,8 +140,16 @@ fn key_differs(entity: &EntityMeta) -> String {
 /// The triggers that a database should have.
 ///
 /// # Errors
-/// [`ErrorKind::Setup`] naming foreign keys whose effects cannot be recorded.
+/// [`ErrorKind::Setup`] naming a table without transactions, or foreign keys whose effects cannot be recorded.
 pub(super) fn wanted(layout: &Layout, catalog: &Catalog) -> Result<Vec<Wanted>> {
+    if let Some(entity) = catalog.entities().iter().find(|entity| !layout.is_transactional(entity.name)) {
+        let problem = format!(
+            "{} is not a table of InnoDB: what another engine has written stays though the transaction is rolled back. \
+             `ALTER TABLE … ENGINE = InnoDB` changes that",
+            entity.name
+        );
+        return Err(Error::new(ErrorKind::Setup, problem));
+    }
     let cascades = cascade::Cascades::new(layout, catalog)?;
     let mut wanted = Vec::new();
     let mut add = |table: &str, moment: &'static str, body: String| {

@@ -235,3 +235,56 @@ async fn a_prepared_transaction_is_waited_for() {
     assert_eq!(late.iter().map(|transaction| transaction.changes.len()).collect::<Vec<_>>(), [1]);
     zoo.assert_replays().await;
 }
+
+/// Where no gaps are locked, a row may join those that a deletion takes along until what it refers to is locked for writing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cascade_of_two_levels_misses_nobody_who_joins() {
+    let Some(database) = TestDatabase::mariadb().await else { return };
+    let zoo = Zoo::of(database).await;
+    zoo.populate().await;
+    let (mut one, mut two) = (connected(&zoo).await, connected(&zoo).await);
+    // GIVEN a deletion that waits between what its triggers read and what its foreign keys do
+    on(
+        &mut one,
+        "CREATE TABLE place (id int PRIMARY KEY) ENGINE=InnoDB; INSERT INTO place VALUES (1);
+         ALTER TABLE animal ADD place_id int NULL DEFAULT 1,
+           ADD CONSTRAINT animal_place FOREIGN KEY (place_id) REFERENCES place (id) ON DELETE CASCADE",
+    )
+    .await;
+    zoo.recorder.install_capture().await.unwrap();
+    on(&mut one, "CREATE TRIGGER waits BEFORE DELETE ON place FOR EACH ROW DO SLEEP(2)").await;
+    let level = "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED";
+    on(&mut one, level).await;
+    on(&mut two, level).await;
+    let deletion = tokio::spawn(async move { on(&mut one, "DELETE FROM place").await });
+    let waits = "SELECT 1 FROM information_schema.processlist WHERE db = DATABASE() AND state = 'User sleep'";
+    let plain = zoo.database.plain().await;
+    eventually(async || {
+        let statement = sea_orm::Statement::from_string(sea_orm::DbBackend::MySql, waits);
+        plain.query_one_raw(statement).await.unwrap().is_some()
+    })
+    .await;
+
+    // WHEN another adds a row that would go with it
+    let joins = sqlx::raw_sql(
+        "INSERT INTO visit (animal_id, number, at) VALUES (X'01010101010101010101010101010101', 9, '2026-11-20')",
+    );
+    let joined = sqlx::Executor::execute(&mut two, joins).await;
+    deletion.await.unwrap();
+
+    // THEN it comes too late, and nothing has gone unseen
+    assert!(joined.is_err(), "what it refers to is gone");
+    zoo.assert_replays().await;
+}
+
+/// What such an engine has written stays when the transaction is rolled back.
+#[tokio::test]
+async fn tables_without_transactions_are_refused() {
+    let Some(database) = TestDatabase::mariadb().await else { return };
+    let zoo = Zoo::of(database).await;
+    run(zoo.recorder.unrecorded(), "ALTER TABLE everything ENGINE = Aria").await;
+    let refused = zoo.recorder.check().await.unwrap_err();
+    assert!(refused.kind() == ErrorKind::Setup && refused.to_string().contains("everything"), "{refused}");
+    let refused = zoo.recorder.install_capture().await.unwrap_err();
+    assert!(refused.kind() == ErrorKind::Setup && refused.to_string().contains("InnoDB"), "{refused}");
+}
