@@ -28,7 +28,7 @@ use sea_orm::sea_query::Values;
 use sea_query_sqlx::SqlxValues;
 use sqlx::{AssertSqlSafe, Executor, MySqlPool, Row, mysql::MySqlRow};
 
-use super::{Mysql, database_error, dialect::MysqlDialect, session::Held};
+use super::{Mysql, database_error, dialect::MysqlDialect, epoch::epoch, session::Held};
 use crate::{
     change::{Change, Operation, Texts, Transaction},
     cursor::{Cursor, Epoch, Numbers},
@@ -47,59 +47,125 @@ const MAX_TRANSACTION: usize = 200_000;
 /// How many rows retention removes with one statement.
 const REMOVED_AT_ONCE: usize = 1_000;
 
-/// What is visible, as a text that [`parse`] reads: up to where all is settled, the highest number, and the holes between the two.
-const MOMENT: &str =
-    "(SELECT CONCAT_WS(':', l.settled, GREATEST(l.settled, COALESCE((SELECT MAX(seq) FROM tidewire_outbox), 0)),
+/// How often a read is tried where the server is started meanwhile.
+const ATTEMPTS: usize = 3;
+
+/// What is visible, as a text that [`parse`] reads: the epoch, up to where all is settled, the highest number, and the holes between the two.
+const MOMENT: &str = concat!(
+    "(SELECT CONCAT_WS(':', COALESCE(",
+    epoch!(),
+    ", ''), l.settled, GREATEST(l.settled, COALESCE((SELECT MAX(seq) FROM tidewire_outbox), 0)),
     COALESCE((SELECT GROUP_CONCAT(g.low, '-', g.high ORDER BY g.low SEPARATOR ',') FROM (
       SELECT w.prev + 1 AS low, w.seq - 1 AS high FROM (
         SELECT seq, COALESCE(LAG(seq) OVER (ORDER BY seq), (SELECT settled FROM tidewire_log)) AS prev
         FROM tidewire_outbox WHERE seq > (SELECT settled FROM tidewire_log)) w
-      WHERE w.seq > w.prev + 1) g), '')) FROM tidewire_log l)";
+      WHERE w.seq > w.prev + 1) g), '')) FROM tidewire_log l)"
+);
 
-fn parse(text: &str) -> Result<(Numbers, u64)> {
+/// What is visible at one moment.
+pub(super) struct Moment {
+    /// None where another is to be begun.
+    pub(super) epoch: Option<Epoch>,
+    pub(super) numbers: Numbers,
+    /// Up to where all is settled.
+    pub(super) settled: u64,
+}
+
+impl Moment {
+    fn cursor(self) -> Option<Cursor> {
+        self.epoch.map(|epoch| Cursor::numbered(epoch, Arc::new(self.numbers), None))
+    }
+}
+
+fn parse(text: &str) -> Result<Moment> {
     let parsed = || {
         let mut parts = text.split(':');
+        let epoch = match parts.next()? {
+            "" => None,
+            epoch => Some(Epoch(epoch.parse::<i64>().ok()?.cast_unsigned())),
+        };
         let (settled, highest, list) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?, parts.next()?);
         let holes = list.split(',').filter(|hole| !hole.is_empty()).map(|hole| {
             let (low, high) = hole.split_once('-')?;
             Some((low.parse().ok()?, high.parse().ok()?))
         });
-        Some((Numbers { highest, holes: holes.collect::<Option<_>>()? }, settled))
+        Some(Moment { epoch, numbers: Numbers { highest, holes: holes.collect::<Option<_>>()? }, settled })
     };
-    parsed().ok_or_else(|| Error::new(ErrorKind::Setup, "the outbox lacks its row in tidewire_log"))
+    parsed().ok_or_else(lacks_log)
 }
 
-/// What is visible now, and up to where all is settled.
-pub(super) async fn moment(pool: &MySqlPool) -> Result<(Numbers, u64)> {
+/// What is visible now.
+pub(super) async fn moment(pool: &MySqlPool) -> Result<Moment> {
     let text: Option<String> =
         sqlx::query_scalar(AssertSqlSafe(format!("SELECT {MOMENT}"))).fetch_one(pool).await.map_err(database_error)?;
     parse(&text.unwrap_or_default())
 }
 
 pub(super) async fn position(database: &Mysql) -> Result<Cursor> {
-    let epoch = database.epoch().await?;
-    let (numbers, _) = moment(&database.pool).await?;
-    Ok(Cursor::numbered(epoch, Arc::new(numbers), None))
+    database.history().await?;
+    for _ in 0..ATTEMPTS {
+        if let Some(cursor) = moment(&database.pool).await?.cursor() {
+            return Ok(cursor);
+        }
+        database.look_for_history().await?;
+    }
+    Err(begun_anew())
+}
+
+/// Where somebody stands who has seen a moment; whoever asks again finds the epoch begun.
+async fn cursor_at(database: &Mysql, moment: Moment) -> Result<Cursor> {
+    match moment.cursor() {
+        Some(cursor) => Ok(cursor),
+        None => {
+            database.look_for_history().await?;
+            Err(begun_anew())
+        }
+    }
+}
+
+fn begun_anew() -> Error {
+    Error::new(ErrorKind::Unavailable, "the database was started again meanwhile; try again")
 }
 
 pub(super) async fn read(database: &Mysql, after: &Cursor, until: Option<&Cursor>, limit: usize) -> Result<Read> {
-    let epoch = database.epoch().await?;
+    let mut history = database.history().await?;
+    for _ in 0..ATTEMPTS {
+        // Another node may know of a newer one.
+        if !history.has(after) {
+            history = database.look_for_history().await?;
+        }
+        if !history.has(after) {
+            return Ok(Read::Resync(ResyncReason::Epoch));
+        }
+        if let Some(read) = read_in(database, history.epoch, after, until, limit).await? {
+            return Ok(read);
+        }
+        history = database.look_for_history().await?;
+    }
+    Err(begun_anew())
+}
+
+/// As [`read`], by a cursor that is of the log's history as long as this is its epoch: `None` where it is not.
+async fn read_in(
+    database: &Mysql,
+    epoch: Epoch,
+    after: &Cursor,
+    until: Option<&Cursor>,
+    limit: usize,
+) -> Result<Option<Read>> {
     let (base, rest) = match after.numbers() {
-        Some((of, _, _)) if of != epoch => return Ok(Read::Resync(ResyncReason::Epoch)),
         Some((_, base, rest)) => (Arc::clone(base), rest.map(|(further, seq)| (Arc::clone(further), seq))),
-        None if *after == Cursor::start() => (Arc::default(), None),
-        // Of another kind of database.
-        None => return Ok(Read::Resync(ResyncReason::Epoch)),
+        None => (Arc::default(), None),
     };
     database.settling.step_beside(&database.pool, !base.holes.is_empty());
     let reader = Reader { database, epoch, base, limit: limit.max(1) };
     if let Some((further, seq)) = rest {
         // First what is left of the window that the reader stands in.
         return Ok(match reader.window(&further, seq).await? {
-            Read::Transactions { transactions, end, .. } => {
-                Read::Transactions { transactions, end, reached_end: false }
+            Some(Read::Transactions { transactions, end, .. }) => {
+                Some(Read::Transactions { transactions, end, reached_end: false })
             }
-            resync => resync,
+            other => other,
         });
     }
     let until = until.and_then(Cursor::numbers).and_then(|(_, base, rest)| rest.is_none().then(|| Arc::clone(base)));
@@ -107,10 +173,19 @@ pub(super) async fn read(database: &Mysql, after: &Cursor, until: Option<&Cursor
         return reader.window(&until, 0).await;
     }
     match reader.now().await? {
-        Some(read) => Ok(read),
-        // There is more than is read at once.
-        None => reader.window(&Arc::new(moment(&database.pool).await?.0), 0).await,
+        Look::Read(read) => Ok(Some(read)),
+        Look::Another => Ok(None),
+        Look::Much => reader.window(&Arc::new(moment(&database.pool).await?.numbers), 0).await,
     }
+}
+
+/// What a look at all that is new has come to.
+enum Look {
+    Read(Read),
+    /// There is more than is read at once.
+    Much,
+    /// The epoch is another.
+    Another,
 }
 
 struct Reader<'a> {
@@ -144,6 +219,30 @@ pub(super) fn within(column: &str, ranges: &[(u64, u64)]) -> String {
     parts.join(" OR ")
 }
 
+/// What each read is told of the log: up to where all is settled, and what was removed, the epoch, and the highest number that was ever seen.
+const STATE: &str = concat!(
+    "l.settled, l.trimmed, ",
+    epoch!(),
+    ", GREATEST(l.settled, l.trimmed, COALESCE((SELECT MAX(seq) FROM tidewire_outbox), 0))"
+);
+
+/// What [`STATE`] says.
+#[derive(Clone, Copy)]
+struct State {
+    settled: u64,
+    trimmed: u64,
+    epoch: Option<Epoch>,
+    given: u64,
+}
+
+impl State {
+    fn of(row: &MySqlRow) -> Self {
+        let number = |index| row.get::<i64, _>(index).cast_unsigned();
+        let epoch = row.get::<Option<i64>, _>(2).map(|epoch| Epoch(epoch.cast_unsigned()));
+        Self { settled: number(0), trimmed: number(1), epoch, given: number(3) }
+    }
+}
+
 /// The condition that these numbers do not show a number.
 fn unseen(column: &str, numbers: &Numbers) -> String {
     match numbers.holes.is_empty() {
@@ -161,10 +260,10 @@ fn seen(column: &str, numbers: &Numbers) -> String {
 }
 
 impl Reader<'_> {
-    /// All that `base` does not show, as of now; none where that is more than is read at once.
-    async fn now(&self) -> Result<Option<Read>> {
+    /// All that `base` does not show, as of now.
+    async fn now(&self) -> Result<Look> {
         let text = format!(
-            "SELECT l.settled, l.trimmed, {STEP} FROM tidewire_log l LEFT JOIN (
+            "SELECT {STATE}, {STEP} FROM tidewire_log l LEFT JOIN (
                SELECT * FROM tidewire_outbox WHERE {} ORDER BY seq LIMIT {}) o ON TRUE ORDER BY o.seq",
             unseen("seq", &self.base),
             self.limit + 1
@@ -176,25 +275,28 @@ impl Reader<'_> {
             // As plain text, since it is another text each time.
             let mut rows = self.database.pool.fetch(sqlx::raw_sql(AssertSqlSafe(text)));
             while let Some(row) = rows.try_next().await.map_err(database_error)? {
-                state = Some((row.get::<i64, _>(0).cast_unsigned(), row.get::<i64, _>(1).cast_unsigned()));
+                state = Some(State::of(&row));
                 steps.extend(step(&mut texts, &self.database.catalog, &row)?);
             }
         }
-        let (settled, trimmed) = state.ok_or_else(lacks_log)?;
-        if self.misses(trimmed, None) {
-            return Ok(Some(Read::Resync(ResyncReason::Trimmed)));
+        let state = state.ok_or_else(lacks_log)?;
+        if state.epoch != Some(self.epoch) {
+            return Ok(Look::Another);
+        }
+        if let Some(reason) = self.resync(state, None) {
+            return Ok(Look::Read(Read::Resync(reason)));
         }
         if steps.len() > self.limit {
-            return Ok(None);
+            return Ok(Look::Much);
         }
-        let further = Arc::new(grown(&self.base, steps.iter().map(|step| step.seq), settled));
+        let further = Arc::new(grown(&self.base, steps.iter().map(|step| step.seq), state.settled));
         let end = Cursor::numbered(self.epoch, Arc::clone(&further), None);
         let transactions = self.transactions(steps, &further, Some(&end));
-        Ok(Some(Read::Transactions { transactions, reached_end: true, end }))
+        Ok(Look::Read(Read::Transactions { transactions, reached_end: true, end }))
     }
 
-    /// What `base` does not show and `further` does, from behind a number on.
-    async fn window(&self, further: &Arc<Numbers>, behind: u64) -> Result<Read> {
+    /// What `base` does not show and `further` does, from behind a number on; none where the epoch is another.
+    async fn window(&self, further: &Arc<Numbers>, behind: u64) -> Result<Option<Read>> {
         let window = format!("seq > {behind} AND {} AND {}", unseen("seq", &self.base), seen("seq", further));
         let edge =
             format!("SELECT seq FROM tidewire_outbox WHERE {window} ORDER BY seq LIMIT 1 OFFSET {}", self.limit - 1);
@@ -213,36 +315,49 @@ impl Reader<'_> {
             None => Default::default(),
         };
         let text = format!(
-            "SELECT l.settled, l.trimmed, {STEP} FROM tidewire_log l LEFT JOIN (
+            "SELECT {STATE}, {STEP} FROM tidewire_log l LEFT JOIN (
                SELECT d.last, r.* FROM (SELECT tx, MAX(seq) AS last FROM tidewire_outbox WHERE {window}{to_edge} GROUP BY tx) d
                JOIN tidewire_outbox r ON r.tx = d.tx WHERE {} AND {}{ends}) o ON TRUE ORDER BY o.last, o.seq",
             unseen("r.seq", &self.base),
             seen("r.seq", further),
         );
         let mut steps: Vec<Step> = Vec::new();
-        let mut trimmed = None;
+        let mut state = None;
         let mut texts = Texts::default();
         let mut of_one = 0_usize;
         let mut rows = self.database.pool.fetch(sqlx::raw_sql(AssertSqlSafe(text)));
         while let Some(row) = rows.try_next().await.map_err(database_error)? {
-            trimmed = Some(row.get::<i64, _>(1).cast_unsigned());
+            state = Some(State::of(&row));
             let Some(step) = step(&mut texts, &self.database.catalog, &row)? else { continue };
             of_one = if steps.last().is_some_and(|last| last.tx == step.tx) { of_one + 1 } else { 1 };
             if of_one > MAX_TRANSACTION {
-                return Ok(Read::Resync(ResyncReason::Oversized));
+                return Ok(Some(Read::Resync(ResyncReason::Oversized)));
             }
             steps.push(step);
         }
         drop(rows);
-        if self.misses(trimmed.ok_or_else(lacks_log)?, Some((further, behind))) {
-            return Ok(Read::Resync(ResyncReason::Trimmed));
+        let state = state.ok_or_else(lacks_log)?;
+        if state.epoch != Some(self.epoch) {
+            return Ok(None);
+        }
+        if let Some(reason) = self.resync(state, Some((further, behind))) {
+            return Ok(Some(Read::Resync(reason)));
         }
         let end = match edge {
             Some(edge) => self.cursor(further, edge),
             None => Cursor::numbered(self.epoch, Arc::clone(further), None),
         };
         let transactions = self.transactions(steps, further, edge.is_none().then_some(&end));
-        Ok(Read::Transactions { transactions, end, reached_end: edge.is_none() })
+        Ok(Some(Read::Transactions { transactions, end, reached_end: edge.is_none() }))
+    }
+
+    /// Why the reader has to start over, if it has to: it saw numbers that are yet to be given, or something that it may not have seen was removed.
+    fn resync(&self, state: State, rest: Option<(&Numbers, u64)>) -> Option<ResyncReason> {
+        let highest = rest.map_or(0, |(further, _)| further.highest).max(self.base.highest);
+        if highest > state.given {
+            return Some(ResyncReason::Epoch);
+        }
+        self.misses(state.trimmed, rest).then_some(ResyncReason::Trimmed)
     }
 
     /// Whether something has been removed that the reader may not have seen: of the transactions with all their numbers up to `trimmed`.
@@ -325,10 +440,10 @@ fn lacks_log() -> Error {
     Error::new(ErrorKind::Setup, "the outbox lacks its row in tidewire_log")
 }
 
-/// A row of the outbox, from the columns after the first two; none where there is no row. Its change is none where the entity is not registered (any
+/// A row of the outbox; none where there is no row. Its change is none where the entity is not registered (any
 /// more).
 fn step(texts: &mut Texts, catalog: &Catalog, row: &MySqlRow) -> Result<Option<Step>> {
-    let Some(seq) = row.get::<Option<i64>, _>(2).map(i64::cast_unsigned) else { return Ok(None) };
+    let Some(seq) = row.get::<Option<i64>, _>("seq").map(i64::cast_unsigned) else { return Ok(None) };
     let tx = row.get::<&[u8], _>("tx").into();
     let Some(entity) = catalog.find(row.get("entity")) else { return Ok(Some(Step { seq, tx, change: None })) };
     let image = |column: &str| -> Result<Option<Image>> {
@@ -349,7 +464,9 @@ fn step(texts: &mut Texts, catalog: &Catalog, row: &MySqlRow) -> Result<Option<S
 }
 
 pub(super) async fn fetch(database: &Mysql, selects: &[Select], with_cursor: bool) -> Result<Fetched> {
-    let epoch = if with_cursor { Some(database.epoch().await?) } else { None };
+    if with_cursor {
+        database.history().await?;
+    }
     let mut sql = Sql::default();
     sql.push("SELECT ");
     sql.push(if with_cursor { MOMENT } else { "NULL" });
@@ -362,9 +479,9 @@ pub(super) async fn fetch(database: &Mysql, selects: &[Select], with_cursor: boo
     let row =
         sqlx::query_with(AssertSqlSafe(sql.text), values).fetch_one(&database.pool).await.map_err(database_error)?;
     let parts = (1..=selects.len()).map(|index| answer(&row, index)).collect::<Result<_>>()?;
-    let cursor = match epoch {
-        Some(epoch) => Some(Cursor::numbered(epoch, Arc::new(parse(row.get(0))?.0), None)),
-        None => None,
+    let cursor = match with_cursor {
+        true => Some(cursor_at(database, parse(row.get(0))?).await?),
+        false => None,
     };
     Ok(Fetched { parts, cursor })
 }
@@ -388,7 +505,7 @@ struct MysqlSnapshot {
 }
 
 pub(super) async fn snapshot(database: &Mysql, entity: EntityId, filter: Filter) -> Result<Box<dyn SnapshotSource>> {
-    let epoch = database.epoch().await?;
+    database.history().await?;
     // Dropped at the end, the connection is closed, and its transaction with it.
     let mut transaction = Held::new(&database.pool).await?;
     let begin =
@@ -398,7 +515,7 @@ pub(super) async fn snapshot(database: &Mysql, entity: EntityId, filter: Filter)
         .fetch_one(transaction.connection())
         .await
         .map_err(database_error)?;
-    let cursor = Cursor::numbered(epoch, Arc::new(parse(&moment.unwrap_or_default())?.0), None);
+    let cursor = cursor_at(database, parse(&moment.unwrap_or_default())?).await?;
     let columns = database.catalog.entity(entity).columns.len();
     let select = Select { items: (0..columns).map(Item::Cell).collect(), filter, ..Select::new(entity) };
     Ok(Box::new(MysqlSnapshot { transaction, catalog: Arc::clone(&database.catalog), select, cursor }))
@@ -441,7 +558,7 @@ pub(super) async fn prune(
 ) -> Result<Pruned> {
     let limit = limit.max(1);
     // Only what is settled: a transaction that is still to come may have smaller numbers. What has been settled just now may be a hole to someone still.
-    let (numbers, settled) = moment(&database.pool).await?;
+    let Moment { numbers, settled, .. } = moment(&database.pool).await?;
     database.settling.step(&database.pool).await?;
     let settled = if numbers.holes.is_empty() { numbers.highest } else { settled };
     let row = sqlx::query(

@@ -5,6 +5,7 @@
 
 mod cascade;
 mod dialect;
+mod epoch;
 mod hooks;
 mod layout;
 mod log;
@@ -17,8 +18,8 @@ mod triggers;
 
 use std::{
     fmt,
-    sync::{Arc, OnceLock},
-    time::Duration,
+    sync::{Arc, OnceLock, PoisonError, RwLock},
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
@@ -35,6 +36,7 @@ use tokio::sync::{Notify, OnceCell};
 
 use self::{
     dialect::MysqlDialect,
+    epoch::History,
     hooks::{Hooks, Program, Progress, Schema},
     session::{Capturing, Held, MysqlSession},
     settle::Settling,
@@ -43,7 +45,7 @@ use self::{
 use crate::{
     capture::{self, Capture},
     context::Context,
-    cursor::{Cursor, Epoch},
+    cursor::Cursor,
     database::{Database, Executed, Fetched, Packed, Pruned, Read, Rows, Session, SnapshotSource, Stats, Text},
     error::{Error, ErrorKind, Result},
     filter::{Filter, Semantics},
@@ -61,6 +63,9 @@ const STATEMENTS: [usize; 2] = [256, 512];
 /// How long a caller waits for a connection before it is told that the database is busy.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How old what is known of the log's history may be.
+const HISTORY: Duration = Duration::from_secs(1);
+
 /// The oldest version that has what is needed: `SKIP LOCKED`.
 const OLDEST: (u32, u32) = (10, 6);
 
@@ -70,7 +75,8 @@ pub(crate) struct Mysql {
     pool: MySqlPool,
     doorbell: Arc<Notify>,
     settling: Settling,
-    epoch: OnceCell<Epoch>,
+    /// The log's history, and when it was looked at.
+    history: RwLock<Option<(Arc<History>, Instant)>>,
     /// How the options want it captured.
     wanted: Option<Capture>,
     captured: OnceCell<Capture>,
@@ -152,20 +158,39 @@ impl Mysql {
             pool,
             doorbell: Arc::default(),
             settling: Settling::default(),
-            epoch: OnceCell::new(),
+            history: RwLock::default(),
             wanted: options.capture,
             captured: OnceCell::new(),
             semantics: OnceLock::new(),
         }
     }
 
-    async fn epoch(&self) -> Result<Epoch> {
-        let epoch = self.epoch.get_or_try_init(|| async {
-            let mut conn = self.pool.acquire().await.map_err(database_error)?;
-            check_server(&mut conn).await?;
-            schema::epoch(&mut conn).await.map(Epoch)
-        });
-        epoch.await.copied()
+    /// The log's history as this process knows it. Reads find out when the server was started again; whether the table was made anew is looked at once
+    /// in a while.
+    async fn history(&self) -> Result<Arc<History>> {
+        match self.known_history() {
+            Some((history, looked)) if looked.elapsed() < HISTORY => Ok(history),
+            Some(_) => self.look_for_history().await,
+            None => {
+                let mut conn = self.pool.acquire().await.map_err(database_error)?;
+                check_server(&mut conn).await?;
+                schema::check_installed(&mut conn).await?;
+                drop(conn);
+                self.look_for_history().await
+            }
+        }
+    }
+
+    /// The log's history as it is.
+    async fn look_for_history(&self) -> Result<Arc<History>> {
+        let history = Arc::new(epoch::look(&self.pool).await?);
+        let known = Some((Arc::clone(&history), Instant::now()));
+        *self.history.write().unwrap_or_else(PoisonError::into_inner) = known;
+        Ok(history)
+    }
+
+    fn known_history(&self) -> Option<(Arc<History>, Instant)> {
+        self.history.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// How it is captured, which has to be known before the first write.
@@ -250,7 +275,8 @@ async fn greet(conn: &mut MySqlConnection) -> Result<(), sqlx::Error> {
     let text = format!(
         "SET SESSION sql_mode = 'STRICT_TRANS_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION,PIPES_AS_CONCAT',
          group_concat_max_len = 4294967295;
-         SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ; {}",
+         SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ; {}; {}",
+        epoch::LEARN,
         session::set_context(&Context::default())
     );
     conn.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(text))).await.map(drop)
@@ -329,7 +355,7 @@ impl Database for Mysql {
         if captured == Capture::Hooks {
             self.hooks.check(&self.pool).await?;
         }
-        self.epoch().await.map(drop)
+        self.look_for_history().await.map(drop)
     }
 
     async fn capture(&self) -> Result<Capture> {
@@ -425,10 +451,7 @@ impl Database for Mysql {
     }
 
     fn continues(&self, cursor: &Cursor) -> bool {
-        match (cursor.position().0, self.epoch.get()) {
-            (Some(of), Some(epoch)) => of == *epoch,
-            (of, _) => of.is_none(),
-        }
+        self.known_history().is_none_or(|(history, _)| history.has(cursor))
     }
 
     async fn prune(&self, before: Option<DateTime<Utc>>, keep: Option<u64>, limit: usize) -> Result<Pruned> {

@@ -1,6 +1,6 @@
 //! The outbox's own tables on MariaDB, and what the database's schema means for capture.
 
-use sqlx::{MySqlConnection, Row};
+use sqlx::MySqlConnection;
 
 use super::{database_error, layout::Layout, triggers};
 use crate::{
@@ -12,7 +12,7 @@ use crate::{
 /// Each version's statements; a version is never edited once released. DDL is not transactional here, so each statement may run again.
 ///
 /// `tx` names the transaction, and its index finds whether one goes on behind a number. Everything up to `settled` has been committed, or never
-/// will be.
+/// will be. `epoch`, `ended`, `server` and `started` are about the log's history (see `epoch`).
 pub(crate) const VERSIONS: &[&str] = &["
 CREATE TABLE IF NOT EXISTS tidewire_outbox (
   seq bigint NOT NULL AUTO_INCREMENT PRIMARY KEY,
@@ -32,12 +32,14 @@ CREATE TABLE IF NOT EXISTS tidewire_outbox (
 CREATE TABLE IF NOT EXISTS tidewire_log (
   one int NOT NULL PRIMARY KEY CHECK (one = 1),
   epoch bigint NOT NULL,
+  ended text NOT NULL,
   server varchar(255) NOT NULL,
+  started bigint NOT NULL,
   settled bigint NOT NULL,
   trimmed bigint NOT NULL,
   capture varchar(16) NOT NULL
 ) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin;
-INSERT IGNORE INTO tidewire_log VALUES (1, 0, '', 0, 0, 'hooks');
+INSERT IGNORE INTO tidewire_log (one, epoch, ended, server, started, settled, trimmed, capture) VALUES (1, 0, '', '', 0, 0, 0, 'hooks');
 CREATE TABLE IF NOT EXISTS tidewire_barrier (n int NOT NULL PRIMARY KEY) ENGINE=InnoDB;
 INSERT IGNORE INTO tidewire_barrier
   WITH RECURSIVE numbers AS (SELECT 0 AS n UNION ALL SELECT n + 1 FROM numbers WHERE n < 63) SELECT n FROM numbers;
@@ -79,7 +81,7 @@ pub(super) async fn capture(conn: &mut MySqlConnection) -> Result<Capture> {
     name.parse()
 }
 
-async fn check_installed(conn: &mut MySqlConnection) -> Result<()> {
+pub(super) async fn check_installed(conn: &mut MySqlConnection) -> Result<()> {
     let found: i64 = sqlx::query_scalar(
         "SELECT count(*) FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = 'tidewire_outbox'",
     )
@@ -166,36 +168,4 @@ fn is_readable(held: &str, kind: &Kind) -> bool {
         Kind::DateTime | Kind::Timestamp | Kind::TimestampTz => matches!(held, "datetime" | "timestamp"),
         Kind::Array(_) => false,
     }
-}
-
-/// The epoch of the log.
-///
-/// The log belongs to one server and one table: one that is restored, from a dump or from copied files, is another table, made at another time. Its
-/// numbers may be given anew, so a new epoch begins there.
-pub(super) async fn epoch(conn: &mut MySqlConnection) -> Result<u64> {
-    check_installed(&mut *conn).await?;
-    let server: String = sqlx::query_scalar(
-        "SELECT CONCAT(@@server_id, '/', DATABASE(), '/', UNIX_TIMESTAMP(create_time)) FROM information_schema.tables
-         WHERE table_schema = DATABASE() AND table_name = 'tidewire_log'",
-    )
-    .fetch_one(&mut *conn)
-    .await
-    .map_err(database_error)?;
-    let read = "SELECT epoch, server FROM tidewire_log";
-    let row = sqlx::query(read).fetch_one(&mut *conn).await.map_err(database_error)?;
-    if row.get::<String, _>(1) == server {
-        return Ok(row.get::<i64, _>(0).cast_unsigned());
-    }
-    let fresh = i64::from_be_bytes(uuid::Uuid::new_v4().into_bytes()[..8].try_into().expect("eight bytes of sixteen"));
-    // Whoever comes first; the others find what it has set.
-    let begin = "UPDATE tidewire_log SET epoch = ?, server = ? WHERE server = ?";
-    sqlx::query(begin)
-        .bind(fresh)
-        .bind(&server)
-        .bind(row.get::<String, _>(1))
-        .execute(&mut *conn)
-        .await
-        .map_err(database_error)?;
-    let row = sqlx::query(read).fetch_one(&mut *conn).await.map_err(database_error)?;
-    Ok(row.get::<i64, _>(0).cast_unsigned())
 }

@@ -10,11 +10,11 @@ use tokio::sync::Mutex;
 
 use super::{
     database_error,
-    log::{moment, within},
+    log::{Moment, moment, within},
     session::Held,
     triggers::BARRIER,
 };
-use crate::error::Result;
+use crate::{cursor::Epoch, error::Result};
 
 /// How often the barrier is looked at while a grace period runs.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
@@ -50,6 +50,8 @@ struct State {
 
 #[derive(Debug)]
 struct Grace {
+    /// In which the target was given. Another gives its numbers again, to transactions that have just begun.
+    epoch: Epoch,
     /// What was the highest visible number when it began.
     target: u64,
     /// The rows of the barrier that have been free since, as bits.
@@ -95,13 +97,15 @@ impl State {
     async fn look(&mut self, pool: &MySqlPool) -> Result<()> {
         let free = free(pool).await?;
         // Asked of the database: a cursor may come from outside, and what it says is believed for its holder alone.
-        let (seen, settled) = moment(pool).await?;
+        let Moment { epoch, numbers: seen, settled } = moment(pool).await?;
+        // Where another is to be begun, that comes first.
+        let Some(epoch) = epoch else { return Ok(()) };
         if seen.holes.is_empty() {
             self.grace = None;
-            return note(pool, settled, seen.highest).await;
+            return note(pool, epoch, settled, seen.highest).await;
         }
-        let Some(grace) = &mut self.grace else {
-            self.grace = Some(Grace { target: seen.highest, free: 0 });
+        let Some(grace) = self.grace.as_mut().filter(|grace| grace.epoch == epoch) else {
+            self.grace = Some(Grace { epoch, target: seen.highest, free: 0 });
             return Ok(());
         };
         grace.free |= free;
@@ -109,10 +113,10 @@ impl State {
             return Ok(());
         }
         let target = grace.target;
-        self.grace = Some(Grace { target: seen.highest, free: 0 });
+        self.grace = Some(Grace { epoch, target: seen.highest, free: 0 });
         let missing: Vec<_> = seen.holes.into_iter().filter(|(low, _)| *low <= target).collect();
         let prepared = lowest_written(pool, &missing).await?;
-        note(pool, settled, prepared.map_or(target, |lowest| target.min(lowest - 1))).await
+        note(pool, epoch, settled, prepared.map_or(target, |lowest| target.min(lowest - 1))).await
     }
 }
 
@@ -144,13 +148,14 @@ async fn lowest_written(pool: &MySqlPool, ranges: &[(u64, u64)]) -> Result<Optio
     Ok(None)
 }
 
-async fn note(pool: &MySqlPool, before: u64, settled: u64) -> Result<()> {
+async fn note(pool: &MySqlPool, epoch: Epoch, before: u64, settled: u64) -> Result<()> {
     if settled <= before {
         return Ok(());
     }
-    sqlx::query("UPDATE tidewire_log SET settled = ? WHERE settled < ?")
+    sqlx::query("UPDATE tidewire_log SET settled = ? WHERE settled < ? AND epoch = ?")
         .bind(settled.cast_signed())
         .bind(settled.cast_signed())
+        .bind(epoch.0.cast_signed())
         .execute(pool)
         .await
         .map(drop)
