@@ -17,6 +17,7 @@ pub(super) struct Layout {
     columns: HashMap<(String, String), String>,
     /// The storage engine of each table; none of a view.
     engines: HashMap<String, Option<String>>,
+    pub(super) sequences: Vec<String>,
     pub(super) foreign_keys: Vec<ForeignKey>,
     pub(super) triggers: Vec<Found>,
 }
@@ -72,9 +73,12 @@ impl Layout {
         for row in sqlx::query(COLUMNS).fetch_all(&mut *conn).await.map_err(database_error)? {
             layout.columns.insert((row.get(0), row.get(1)), row.get(2));
         }
-        const ENGINES: &str = "SELECT CAST(table_name AS CHAR), CAST(engine AS CHAR) FROM information_schema.tables
-            WHERE table_schema = DATABASE()";
+        const ENGINES: &str = "SELECT CAST(table_name AS CHAR), CAST(engine AS CHAR), CAST(table_type AS CHAR)
+            FROM information_schema.tables WHERE table_schema = DATABASE() ORDER BY table_name";
         for row in sqlx::query(ENGINES).fetch_all(&mut *conn).await.map_err(database_error)? {
+            if row.get::<&str, _>(2) == "SEQUENCE" {
+                layout.sequences.push(row.get(0));
+            }
             layout.engines.insert(row.get(0), row.get(1));
         }
         const FOREIGN_KEYS: &str = "SELECT CAST(k.constraint_name AS CHAR), CAST(k.table_name AS CHAR), CAST(k.column_name AS CHAR),

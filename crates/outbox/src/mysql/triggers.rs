@@ -11,6 +11,8 @@
 //! *The barrier.* Before it draws a number for a change, a transaction takes a shared lock on a row of `tidewire_barrier`, by which those who read
 //! know when it has ended (see [`log`](super::log)). Which row matters to nobody but the clock: each is used for a moment and then left to drain.
 
+use std::collections::BTreeSet;
+
 use sha2::{Digest, Sha256};
 use sqlx::{AssertSqlSafe, Executor, MySqlConnection};
 
@@ -70,8 +72,10 @@ pub(super) fn image(layout: &Layout, entity: &EntityMeta, of: &dyn Fn(&ColumnMet
         text.push_str(", ");
         let value = of(column);
         if layout.is_instant(entity, column.name, &column.kind) {
-            // A text would be in the time zone of whoever writes.
-            text.push_str(&format!("COALESCE(UNIX_TIMESTAMP({value}), 'null')"));
+            // A text would be in the time zone of whoever writes; but that of a date of zeros, which is no instant.
+            text.push_str(&format!(
+                "COALESCE(IF(COALESCE(UNIX_TIMESTAMP({value}), 0) = 0, CONCAT('\"', {value}, '\"'), UNIX_TIMESTAMP({value})), 'null')"
+            ));
         } else {
             MysqlDialect.packed(&column.kind, &value, &mut text);
         }
@@ -150,6 +154,14 @@ pub(super) fn wanted(layout: &Layout, catalog: &Catalog) -> Result<Vec<Wanted>> 
         );
         return Err(Error::new(ErrorKind::Setup, problem));
     }
+    if !layout.sequences.is_empty() {
+        let problem = format!(
+            "the database has sequences ({}): a transaction that calls NEXTVAL would come in two, since the server logs that at once. Use \
+             AUTO_INCREMENT instead, or capture by hooks",
+            layout.sequences.join(", ")
+        );
+        return Err(Error::new(ErrorKind::Setup, problem));
+    }
     let cascades = cascade::Cascades::new(layout, catalog)?;
     let mut wanted = Vec::new();
     let mut add = |table: &str, moment: &'static str, body: String| {
@@ -219,10 +231,31 @@ fn is_there(layout: &Layout, wanted: &Wanted) -> bool {
     })
 }
 
-/// Installs the triggers of all entities, or brings them up to date, and removes those that are not wanted any more.
+/// Installs the triggers of all entities, or brings them up to date, and removes those of their tables that are not wanted any more.
+///
+/// # Errors
+/// [`ErrorKind::Setup`] naming tables that another program has recorded, which knows more entities than this one.
 pub(super) async fn install(conn: &mut MySqlConnection, catalog: &Catalog) -> Result<()> {
     let layout = Layout::read(&mut *conn).await?;
     let all = wanted(&layout, catalog)?;
+    let is_known = |table: &str| catalog.find(table).is_some() || all.iter().any(|trigger| trigger.table == table);
+    let strange: BTreeSet<&str> = layout
+        .triggers
+        .iter()
+        .filter(|found| found.is_ours() && !is_known(&found.table))
+        .map(|found| found.table.as_str())
+        .collect();
+    if !strange.is_empty() {
+        let problem = format!(
+            "{} recorded too, which no registered entity needs: another program may. Register all entities that are synced, or remove capture \
+             first (`tidewire capture remove`, or `Recorder::remove_capture`)",
+            match strange.len() {
+                1 => format!("the table {} is", strange.into_iter().collect::<String>()),
+                _ => format!("the tables {} are", strange.into_iter().collect::<Vec<_>>().join(", ")),
+            }
+        );
+        return Err(Error::new(ErrorKind::Setup, problem));
+    }
     for trigger in all.iter().filter(|trigger| !is_there(&layout, trigger)) {
         let mut others = layout.triggers.iter().filter(|found| {
             found.table == trigger.table && found.moment == trigger.moment && found.name != trigger.name

@@ -1,7 +1,7 @@
 //! What is MariaDB's own: transactions that the server ends, triggers that refuse, and holes among the numbers.
 
 use sea_orm::{ConnectionTrait, EntityTrait, IntoActiveModel, TransactionSession, TransactionTrait};
-use tidewire_outbox::{Cursor, Error, ErrorKind, Filter, Recorder, RecorderOptions, Registry, Step};
+use tidewire_outbox::{Capture, Cursor, Error, ErrorKind, Filter, Recorder, RecorderOptions, Registry, Step};
 use tidewire_testkit::{TestDatabase, cells_of, eventually, soon, zoo};
 
 use crate::support::{Zoo, run};
@@ -287,4 +287,148 @@ async fn tables_without_transactions_are_refused() {
     assert!(refused.kind() == ErrorKind::Setup && refused.to_string().contains("everything"), "{refused}");
     let refused = zoo.recorder.install_capture().await.unwrap_err();
     assert!(refused.kind() == ErrorKind::Setup && refused.to_string().contains("InnoDB"), "{refused}");
+}
+
+/// `NEXTVAL` is logged at once, by which triggers would take what follows for another transaction.
+#[tokio::test]
+async fn a_sequence_splits_no_transaction() {
+    let (Some(triggers), Some(hooks)) = (TestDatabase::mariadb().await, TestDatabase::mariadb().await) else { return };
+    let zoo = Zoo::of(triggers.captured_by(Capture::Triggers)).await;
+    run(zoo.recorder.unrecorded(), "CREATE SEQUENCE numbers").await;
+    for refused in [zoo.recorder.check().await.unwrap_err(), zoo.recorder.install_capture().await.unwrap_err()] {
+        assert!(refused.kind() == ErrorKind::Setup && refused.to_string().contains("numbers"), "{refused}");
+    }
+
+    let zoo = Zoo::of(hooks.captured_by(Capture::Hooks)).await;
+    run(zoo.recorder.unrecorded(), "CREATE SEQUENCE numbers").await;
+    zoo.recorder.check().await.unwrap();
+    let transaction = zoo.recorder.begin().await.unwrap();
+    for _ in 0..2 {
+        run(&transaction, "INSERT INTO food (name) VALUES (CONCAT('food ', NEXTVAL(numbers)))").await;
+    }
+    transaction.commit().await.unwrap();
+    let transactions = zoo.transactions(Cursor::start()).await;
+    assert_eq!(transactions.iter().map(|transaction| transaction.changes.len()).collect::<Vec<_>>(), [2]);
+}
+
+/// Two programs with different entities may write to one database; what one of them knows nothing of goes on being recorded.
+#[tokio::test]
+async fn triggers_of_tables_that_nobody_registered_are_left_alone() {
+    let Some(database) = TestDatabase::mariadb().await else { return };
+    let zoo = Zoo::of(database.captured_by(Capture::Triggers)).await;
+    let mut options = RecorderOptions::default();
+    options.capture = Some(Capture::Triggers);
+    let few = Registry::new().entity::<zoo::food::Entity>();
+    let other = Recorder::connect_with(zoo.database.url(), few, options).await.unwrap();
+    let refused = other.install_capture().await.unwrap_err();
+    assert!(refused.kind() == ErrorKind::Setup && refused.to_string().contains("keeper"), "{refused}");
+    zoo.recorder.check().await.unwrap();
+    zoo.populate().await;
+    zoo.assert_replays().await;
+
+    zoo.recorder.remove_capture().await.unwrap();
+    other.install_capture().await.unwrap();
+    other.check().await.unwrap();
+}
+
+#[tokio::test]
+async fn dates_of_zeros_are_recorded_as_they_are() {
+    let Some(database) = TestDatabase::mariadb().await else { return };
+    let zoo = Zoo::of(database.captured_by(Capture::Triggers)).await;
+    let mut other = connected(&zoo).await;
+    on(
+        &mut other,
+        "SET sql_mode = ''; ALTER TABLE visit MODIFY at timestamp(6) NULL; SET foreign_key_checks = 0;
+         INSERT INTO visit (animal_id, number, at) VALUES (X'01010101010101010101010101010101', 1, NULL)",
+    )
+    .await;
+    zoo.recorder.install_capture().await.unwrap();
+    let before = zoo.recorder.log().position().await.unwrap();
+    on(&mut other, "UPDATE visit SET at = '0000-00-00'").await;
+    let transactions = zoo.transactions(before).await;
+    let changes: Vec<_> = transactions.iter().flat_map(|transaction| transaction.changes.iter()).collect();
+    assert_eq!(changes.len(), 1);
+    let image = |image: &Option<tidewire_outbox::Image>| {
+        image.as_ref().unwrap().cells().any(|cell| cell.is_some_and(|cell| cell.contains("0000-00-00")))
+    };
+    assert!(!image(&changes[0].before) && image(&changes[0].after));
+}
+
+/// What a reader is told first.
+async fn first(recorder: &Recorder, after: &Cursor) -> Step {
+    let mut follower = recorder.log().follow_all(after.clone()).await.unwrap();
+    soon(follower.next()).await.unwrap()
+}
+
+/// I4: a server that was started from a backup gives numbers again, to nodes that run all the while as to those that come.
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_that_are_given_again_are_not_taken_for_seen() {
+    let Some(database) = TestDatabase::mariadb().await else { return };
+    let zoo = Zoo::of(database.alone().await).await;
+    let plain = zoo.recorder.unrecorded();
+    run(&zoo.recorder, "INSERT INTO food (name) VALUES ('before')").await;
+    let kept = zoo.recorder.log().position().await.unwrap();
+    for n in 0..10 {
+        run(&zoo.recorder, &format!("INSERT INTO food (name) VALUES ('lost {n}')")).await;
+    }
+    let lost = zoo.recorder.log().position().await.unwrap();
+    let is_epoch = |step| matches!(step, Step::Resync(tidewire_outbox::ResyncReason::Epoch));
+
+    // GIVEN an outbox that has forgotten some of that, and nothing new yet
+    run(plain, "DELETE FROM tidewire_outbox WHERE seq > 1; UPDATE tidewire_log SET settled = LEAST(settled, 1)").await;
+    assert!(is_epoch(first(&zoo.recorder, &lost).await), "it has seen what was never given");
+
+    // WHEN its server was started since, and gives as many numbers again and more
+    run(
+        plain,
+        "ALTER TABLE tidewire_outbox AUTO_INCREMENT = 2; UPDATE tidewire_outbox SET at = at - INTERVAL 1 DAY;
+         UPDATE tidewire_log SET started = started - 1",
+    )
+    .await;
+    for n in 0..20 {
+        run(&zoo.recorder, &format!("INSERT INTO food (name) VALUES ('other {n}')")).await;
+    }
+
+    // THEN who saw what is lost starts over, and who did not goes on
+    let other = Recorder::connect(zoo.database.url(), zoo::registry()).await.unwrap();
+    for recorder in [&zoo.recorder, &other] {
+        assert!(is_epoch(first(recorder, &lost).await));
+        let end = recorder.log().position().await.unwrap();
+        let mut follower = recorder.log().follow_all(kept.clone()).await.unwrap();
+        let mut transactions = 0;
+        while !follower.cursor().covers(&end) {
+            match soon(follower.next()).await.unwrap() {
+                Step::Transactions { transactions: some, .. } => transactions += some.len(),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(transactions, 20);
+    }
+    let late = other.log().position().await.unwrap();
+    run(&other, "INSERT INTO food (name) VALUES ('last')").await;
+    assert_eq!(zoo.transactions(late).await.len(), 1);
+}
+
+/// Nodes that find a server started again agree on the epoch that begins.
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_may_start_together() {
+    let Some(database) = TestDatabase::mariadb().await else { return };
+    let zoo = Zoo::of(database).await;
+    for _ in 0..5 {
+        run(zoo.recorder.unrecorded(), "UPDATE tidewire_log SET started = 0").await;
+        let nodes = (0..8).map(|_| {
+            let url = zoo.database.url().to_owned();
+            tokio::spawn(async move {
+                let node = Recorder::connect(&url, zoo::registry()).await.unwrap();
+                let cursor = node.log().position().await.unwrap();
+                node.close().await;
+                cursor
+            })
+        });
+        let mut cursors = std::collections::HashSet::new();
+        for node in nodes.collect::<Vec<_>>() {
+            cursors.insert(node.await.unwrap());
+        }
+        assert_eq!(cursors.len(), 1);
+    }
 }
