@@ -1,4 +1,4 @@
-use std::{error::Error as StdError, fmt};
+use std::{error::Error as StdError, fmt, time::Duration};
 
 use sea_orm::{DbErr, RuntimeErr};
 
@@ -57,6 +57,17 @@ impl Error {
         self
     }
 
+    /// Of a database that lacks tables or columns which entities have.
+    pub(crate) fn lacking(missing: &[String]) -> Self {
+        let missing = missing.join(", ");
+        Self::new(
+            ErrorKind::Setup,
+            format!(
+                "the database lacks {missing}, which the registered entities have. Run the migrations, or generate the entities anew"
+            ),
+        )
+    }
+
     /// What went wrong.
     pub fn kind(&self) -> ErrorKind {
         self.kind
@@ -66,6 +77,11 @@ impl Error {
     pub fn is_transient(&self) -> bool {
         matches!(self.kind, ErrorKind::Busy | ErrorKind::Unwritable | ErrorKind::Database | ErrorKind::Unavailable)
     }
+}
+
+/// How long to wait after so many failures in a row before the next attempt: twice as long each time.
+pub(crate) fn backoff(first: Duration, most: Duration, failures: u32) -> Duration {
+    first.saturating_mul(2_u32.saturating_pow(failures)).min(most)
 }
 
 impl fmt::Display for Error {

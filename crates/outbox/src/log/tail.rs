@@ -13,7 +13,7 @@ use super::{LogOptions, Shared, upstream::Upstream};
 use crate::{
     cursor::Cursor,
     database::{Database, Read},
-    error::{Error, ErrorKind},
+    error::{Error, ErrorKind, backoff},
 };
 
 /// How soon the tail looks again after it found something.
@@ -97,7 +97,7 @@ async fn run(
                 }
                 trouble = Some(Trouble { since, failures: failures + 1 });
                 tokio::select! {
-                    () = sleep((POLL_MIN * 2_u32.saturating_pow(failures.min(10))).min(RETRY_MAX)) => {}
+                    () = sleep(backoff(POLL_MIN, RETRY_MAX, failures)) => {}
                     _ = stopped.wait_for(|stop| *stop) => return,
                 }
             }
@@ -127,7 +127,7 @@ async fn look(
     trouble: Option<Trouble>,
 ) -> crate::Result<Read> {
     let Trouble { since, failures } = trouble.unwrap_or_else(Trouble::now);
-    let most = (LOOK_MIN * 2_u32.saturating_pow(failures)).min(LOOK_MAX);
+    let most = backoff(LOOK_MIN, LOOK_MAX, failures);
     let read = timeout(most, upstream.read(at, fresh));
     tokio::pin!(read);
     let read = tokio::select! {

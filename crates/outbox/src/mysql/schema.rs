@@ -128,13 +128,7 @@ fn check_tables(layout: &Layout, catalog: &Catalog) -> Result<()> {
         }
     }
     if !missing.is_empty() {
-        return Err(Error::new(
-            ErrorKind::Setup,
-            format!(
-                "the database lacks {}, which the registered entities have. Run the migrations, or generate the entities anew",
-                missing.join(", ")
-            ),
-        ));
+        return Err(Error::lacking(&missing));
     }
     if !unreadable.is_empty() {
         return Err(Error::new(

@@ -31,7 +31,7 @@ use tokio::{
 };
 
 use super::database_error;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, backoff};
 
 /// How long connecting, and each step on the connections of this module, may take.
 const STEP: Duration = Duration::from_secs(5);
@@ -159,10 +159,6 @@ fn named(options: PgConnectOptions) -> PgConnectOptions {
     options.application_name(&name)
 }
 
-fn backoff(failures: u32) -> Duration {
-    (RETRY[0] * 2_u32.saturating_pow(failures.min(10))).min(RETRY[1])
-}
-
 /// Sends at most one ring an interval: the first at once, one more if there were commits in between.
 async fn ring(line: Arc<Line>, commits: Arc<Notify>, mut stopped: watch::Receiver<bool>) {
     let mut connection = None;
@@ -181,7 +177,7 @@ async fn ring(line: Arc<Line>, commits: Arc<Notify>, mut stopped: watch::Receive
             }
             failures += 1;
             tokio::select! {
-                () = sleep(backoff(failures)) => {}
+                () = sleep(backoff(RETRY[0], RETRY[1], failures)) => {}
                 _ = stopped.wait_for(|stop| *stop) => return,
             }
         }
@@ -276,7 +272,7 @@ impl Ear {
             }
             failures += 1;
             tokio::select! {
-                () = sleep(backoff(failures)) => {}
+                () = sleep(backoff(RETRY[0], RETRY[1], failures)) => {}
                 _ = stopped.wait_for(|stop| *stop) => return,
             }
         }

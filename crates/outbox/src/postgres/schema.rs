@@ -159,13 +159,7 @@ async fn check_tables(conn: &mut PgConnection, catalog: &Catalog) -> Result<()> 
     if missing.is_empty() {
         return check_keys(conn, catalog).await;
     }
-    Err(Error::new(
-        ErrorKind::Setup,
-        format!(
-            "the database lacks {}, which the registered entities have. Run the migrations, or generate the entities anew",
-            missing.join(", ")
-        ),
-    ))
+    Err(Error::lacking(&missing))
 }
 
 /// A key has to mean one row. It does where a unique index is over columns of it, all of which have values.

@@ -153,13 +153,7 @@ async fn check_columns(conn: &mut SqliteConnection, catalog: &Catalog) -> Result
     if missing.is_empty() {
         return Ok(());
     }
-    Err(Error::new(
-        ErrorKind::Setup,
-        format!(
-            "the database lacks {}, which the registered entities have. Run the migrations, or generate the entities anew",
-            missing.join(", ")
-        ),
-    ))
+    Err(Error::lacking(&missing))
 }
 
 fn note_collations(semantics: &mut Semantics, catalog: &Catalog, table: &str, sql: &str) {

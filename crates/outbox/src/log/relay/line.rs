@@ -16,12 +16,12 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 
 use super::{RelayOptions, stretch::Label, unavailable};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, backoff};
 
 /// How long connecting, and an answer of NATS's, may take.
 const STEP: Duration = Duration::from_secs(2);
-/// How long a reconnect waits at most.
-const RECONNECT_MAX: Duration = Duration::from_millis(500);
+/// How long a reconnect waits: at first, and at most.
+const RECONNECT: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(500)];
 /// How many messages may wait to be looked at; there is one more place for each in the inbox, which counts their bytes.
 const WAITING: usize = 256;
 /// What headers and labels add to a message.
@@ -73,9 +73,7 @@ impl Line {
             .connection_timeout(STEP)
             .request_timeout(Some(STEP))
             .subscription_capacity(WAITING)
-            .reconnect_delay_callback(|attempts| {
-                (Duration::from_millis(10) * 2_u32.saturating_pow(attempts.min(10) as u32)).min(RECONNECT_MAX)
-            })
+            .reconnect_delay_callback(|attempts| backoff(RECONNECT[0], RECONNECT[1], attempts as u32))
             .connect(addresses);
         let client = connecting.await.map_err(|error| unavailable("NATS cannot be reached", error))?;
         let mut jetstream = jetstream::new(client.clone());

@@ -57,7 +57,7 @@ use super::{Direct, Inner, Shared, TailStats, Upstream};
 use crate::{
     cursor::Cursor,
     database::{Database, Read},
-    error::{Error, ErrorKind, Result},
+    error::{Error, ErrorKind, Result, backoff},
     lease::Lease,
     log::RelayStats,
     registry::Catalog,
@@ -330,7 +330,7 @@ async fn run(relay: Arc<Relay>, shared: Arc<Shared>, mut stopped: watch::Receive
                 tracing::debug!(%error, "the relay still does not work");
             }
         }
-        let pause = (RETRY[0] * 2_u32.saturating_pow(failures.min(10))).min(RETRY[1]);
+        let pause = backoff(RETRY[0], RETRY[1], failures);
         let _ = timeout(pause, stopped.wait_for(|stop| *stop)).await;
     }
 }

@@ -59,7 +59,7 @@ use crate::{
     capture::{Capture, LogStatus},
     context::Context,
     database::Database,
-    error::{Error, ErrorKind, Result},
+    error::{Error, ErrorKind, Result, backoff},
     lease::Lease,
     recorder::RecorderOptions,
 };
@@ -89,8 +89,8 @@ const WATCH: Duration = Duration::from_secs(5);
 /// How many failures in a row are no trouble, where they may pass by themselves.
 const PATIENCE: u32 = 5;
 
-/// How long to wait after a failure, at most.
-const RETRY_MAX: Duration = Duration::from_secs(5);
+/// How long to wait after failures: at first, and at most.
+const RETRY: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(5)];
 
 /// What a process knows of capture by the log.
 #[derive(Debug)]
@@ -234,12 +234,12 @@ pub(super) async fn run(database: Arc<Postgres>, mut stop: watch::Receiver<bool>
             return;
         }
         // Whatever ran for a while had got over what was wrong before.
-        failures = if began.elapsed() > RETRY_MAX * 2 { 1 } else { failures + 1 };
+        failures = if began.elapsed() > RETRY[1] * 2 { 1 } else { failures + 1 };
         match ended {
             Ok(()) => return,
             Err(error) => report(&database, &error, failures).await,
         }
-        let pause = (Duration::from_millis(50) * 2_u32.saturating_pow(failures.min(10))).min(RETRY_MAX);
+        let pause = backoff(RETRY[0], RETRY[1], failures);
         // An error means that the recorder is gone, which ends this too.
         let _ = timeout(pause, stop.wait_for(|stop| *stop)).await;
     }
