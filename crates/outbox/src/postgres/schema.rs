@@ -50,7 +50,9 @@ CREATE TABLE tidewire_log (
   lsn bigint NOT NULL DEFAULT 0,
   lsn_at timestamptz,
   trouble text,
-  publication text
+  publication text,
+  -- Known to what the installer's triggers run and to the log's reader, and so what tells their messages from anybody's.
+  token text NOT NULL DEFAULT gen_random_uuid()::text
 );
 INSERT INTO tidewire_log (one, epoch, system, trimmed_xid, capture) VALUES (1, 0, '', 0, 'hooks');
 CREATE TABLE tidewire_identity (relation text PRIMARY KEY, identity text NOT NULL);

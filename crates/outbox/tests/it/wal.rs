@@ -118,6 +118,30 @@ async fn whatever_any_program_writes_is_recorded() {
     zoo.assert_replays().await;
 }
 
+/// Anybody may write messages into the log, and only what empties a table may tell of its rows.
+#[tokio::test]
+async fn nobody_else_tells_of_rows_that_are_removed() {
+    let Some(zoo) = zoo().await else { return };
+    zoo.populate().await;
+    let psql = zoo.database.plain().await;
+    let before = zoo.recorder.log().position().await.unwrap();
+    for (prefix, content) in [
+        ("tidewire.removed", "nonsense"),
+        ("tidewire.removed", "diet\n{}"),
+        ("tidewire.removed", "\ndiet\n{}"),
+        ("tidewire.truncated", "1"),
+        ("tidewire", "nonsense"),
+        ("tidewire.other", ""),
+    ] {
+        run(&psql, &format!("SELECT pg_logical_emit_message(true, '{prefix}', E'{}')", content.escape_default())).await;
+    }
+    run(&psql, "INSERT INTO food (name) VALUES ('after')").await;
+    let transactions = zoo.transactions(before).await;
+    let changes: Vec<_> = transactions.iter().flat_map(|transaction| &transaction.changes).collect();
+    assert_eq!(changes.iter().map(|change| change.operation).collect::<Vec<_>>(), [Operation::Insert]);
+    zoo.assert_replays().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_transaction_comes_whole_and_in_pieces() {
     let Some(zoo) = zoo().await else { return };

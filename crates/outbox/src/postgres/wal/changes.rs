@@ -19,15 +19,16 @@ use crate::{
     registry::{Catalog, EntityId},
 };
 
-/// What our own messages in the log begin with.
+/// What our own messages in the log begin with. Anybody may write such messages. Those that tell of rows begin with the outbox's token, and others are left
+/// out: who wrote them is nobody that may empty a table.
 pub(super) mod prefix {
     /// In whose name the transaction writes from here on.
     pub(in super::super) const CONTEXT: &str = "tidewire";
     /// Nothing but a place in the log.
     pub(in super::super) const MARK: &str = "tidewire.mark";
-    /// A row that `TRUNCATE` is about to remove: its entity, a line's end, its image.
+    /// A row that `TRUNCATE` is about to remove: the token, its entity and its image, with lines' ends in between.
     pub(in super::super) const REMOVED: &str = "tidewire.removed";
-    /// That all rows that `TRUNCATE` is about to remove from a table have been told: the table's id.
+    /// That all rows that `TRUNCATE` is about to remove from a table have been told: the token, a line's end, the table's id.
     pub(in super::super) const TRUNCATED: &str = "tidewire.truncated";
 }
 
@@ -109,6 +110,7 @@ pub(super) struct Changes {
     /// The entities by the ids of their tables, which keep them when they are called otherwise. None where a table is no entity's any more.
     entities: HashMap<u32, Option<EntityId>>,
     tables: HashMap<u32, Option<Table>>,
+    token: String,
     /// The log has the lower half of a transaction's id; this is an id from about the same time.
     near: u64,
     default: Arc<Told>,
@@ -127,10 +129,10 @@ struct Open {
 }
 
 impl Changes {
-    pub(super) fn new(catalog: Arc<Catalog>, entities: HashMap<u32, EntityId>, near: u64) -> Self {
+    pub(super) fn new(catalog: Arc<Catalog>, entities: HashMap<u32, EntityId>, token: String, near: u64) -> Self {
         let entities = entities.into_iter().map(|(id, entity)| (id, Some(entity))).collect();
         let default = Arc::new(Told::of(&Context::default()));
-        Self { catalog, entities, tables: HashMap::new(), near, default, open: None, rows: Rows::default() }
+        Self { catalog, entities, tables: HashMap::new(), token, near, default, open: None, rows: Rows::default() }
     }
 
     /// Takes note of the tables as they are now; one that is asked about and not among them is gone.
@@ -169,24 +171,22 @@ impl Changes {
     /// A message that a program wrote into the log in its transaction.
     pub(super) fn told(&mut self, prefix: &str, content: &[u8]) -> Result<()> {
         let open = self.open.as_mut().ok_or_else(stray)?;
-        match prefix {
-            prefix::CONTEXT => match serde_json::from_slice(content) {
+        let text = std::str::from_utf8(content).ok();
+        let ours = text.and_then(|text| text.strip_prefix(&*self.token)?.strip_prefix('\n'));
+        match (prefix, ours) {
+            (prefix::CONTEXT, _) => match serde_json::from_slice(content) {
                 Ok(told) => open.told = Arc::new(told),
-                // Anybody may write there.
-                Err(_) => {
-                    tracing::warn!("a message of Tidewire's in the database's log cannot be read and is left out");
-                }
+                Err(_) => warn_of_message(),
             },
-            prefix::REMOVED => {
-                let text = std::str::from_utf8(content).ok();
-                let (entity, image) = text.and_then(|text| text.split_once('\n')).ok_or_else(stray)?;
+            (prefix::REMOVED, Some(row)) => {
+                let (entity, image) = row.split_once('\n').ok_or_else(stray)?;
                 let entity = self.catalog.find(entity).ok_or_else(|| unknown(entity))?;
                 self.push(entity.name, Operation::Delete, Some(image.to_owned()), None)?;
             }
-            prefix::TRUNCATED => {
-                let table = std::str::from_utf8(content).ok().and_then(|id| id.parse().ok());
-                open.truncated.insert(table.ok_or_else(stray)?);
+            (prefix::TRUNCATED, Some(table)) => {
+                open.truncated.insert(table.parse().map_err(|_| stray())?);
             }
+            (prefix::REMOVED | prefix::TRUNCATED, None) => warn_of_message(),
             _ => {}
         }
         Ok(())
@@ -288,6 +288,10 @@ fn whole_id(near: u64, low: u32) -> u64 {
 
 fn stray() -> Error {
     Error::new(ErrorKind::Corrupt, "the database's log holds a message that does not follow from those before it")
+}
+
+fn warn_of_message() {
+    tracing::warn!("a message in the database's log that calls itself Tidewire's is none, and is left out");
 }
 
 fn unknown(table: &str) -> Error {

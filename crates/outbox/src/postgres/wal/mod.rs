@@ -329,7 +329,7 @@ async fn read_log(database: &Postgres, lease: &Lease) -> Result<()> {
     // Rows that are appended are of an epoch that has begun.
     epoch::look(conn).await?;
     let mut slot = slot::find(conn).await?;
-    let begin = begin_at(conn).await?;
+    let (begin, _) = begin_at(conn).await?;
     let published = slot::is_published(conn).await?;
     if !slot.usable || slot.confirmed > begin || !published {
         if slot.usable && published {
@@ -341,7 +341,7 @@ async fn read_log(database: &Postgres, lease: &Lease) -> Result<()> {
     }
     let entities = slot::entities(conn, &database.catalog).await?;
     slot.release(conn).await?;
-    let begin = begin_at(conn).await?;
+    let (begin, token) = begin_at(conn).await?;
     let near = sqlx::query_scalar::<_, i64>("SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint")
         .fetch_one(&mut *conn)
         .await
@@ -349,15 +349,17 @@ async fn read_log(database: &Postgres, lease: &Lease) -> Result<()> {
     let client = ReplicationClient::connect(connect::configuration(database, &slot.name, begin)?)
         .await
         .map_err(connect::stream_error)?;
-    let changes = Changes::new(Arc::clone(&database.catalog), entities, near.cast_unsigned());
+    let changes = Changes::new(Arc::clone(&database.catalog), entities, token, near.cast_unsigned());
     tracing::info!(slot = slot.name, "this node reads the database's log");
     Stream { database, client, changes, appender, read_to: begin, at: None, transactions: 0 }.run(begin).await
 }
 
 /// Where the outbox ends.
-async fn begin_at(conn: &mut PgConnection) -> Result<u64> {
-    let lsn: i64 = sqlx::query_scalar("SELECT lsn FROM tidewire_log").fetch_one(conn).await.map_err(database_error)?;
-    Ok(lsn.cast_unsigned())
+/// From where the log is to be read, and the token of messages in it.
+async fn begin_at(conn: &mut PgConnection) -> Result<(u64, String)> {
+    let found: (i64, String) =
+        sqlx::query_as("SELECT lsn, token FROM tidewire_log").fetch_one(conn).await.map_err(database_error)?;
+    Ok((found.0.cast_unsigned(), found.1))
 }
 
 /// One stream of the log into the outbox.

@@ -281,9 +281,10 @@ async fn truncate_triggers(conn: &mut PgConnection, catalog: &Catalog) -> Result
         let literal = entity.name.replace('\'', "''");
         for part in trigger::parts(conn, entity).await? {
             let tell = |table: &str, image: &str| {
+                let token = format!("(SELECT token FROM {schema}.tidewire_log) || E'\\n'");
                 format!(
-                    "PERFORM pg_logical_emit_message(true, '{}', convert_to('{literal}' || E'\\n' || {image}, 'UTF8')) FROM {table} t;
-                     PERFORM pg_logical_emit_message(true, '{}', TG_RELID::text);",
+                    "PERFORM pg_logical_emit_message(true, '{}', convert_to({token} || '{literal}' || E'\\n' || {image}, 'UTF8')) FROM {table} t;
+                     PERFORM pg_logical_emit_message(true, '{}', {token} || TG_RELID::text);",
                     prefix::REMOVED,
                     prefix::TRUNCATED,
                 )
