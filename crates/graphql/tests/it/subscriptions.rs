@@ -1,6 +1,6 @@
 //! Subscriptions: changes, live queries, resuming and starting over.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use sea_orm::{ConnectionTrait, TransactionSession, TransactionTrait};
 use serde_json::{Value, json};
@@ -71,9 +71,14 @@ on_every_target! {
         run(&zoo.recorder, "INSERT INTO food (name) VALUES ('more')").await;
         run(&zoo.recorder, "DELETE FROM food WHERE name = 'mud' OR name = 'meat'").await;
         let gone = deletes.changes().await;
-        let gone: Vec<_> =
-            gone.as_array().unwrap().iter().map(|change| (&change["event"], &change["previous"]["name"])).collect();
-        assert_eq!(json!(gone), json!([["LEAVE", "meat"], ["LEAVE", "mud"]]));
+        // In which order a statement takes its rows is the database's own business.
+        let gone: BTreeSet<_> = gone
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|change| (change["event"].as_str().unwrap(), change["previous"]["name"].as_str().unwrap()))
+            .collect();
+        assert_eq!(gone, BTreeSet::from([("LEAVE", "meat"), ("LEAVE", "mud")]));
     }
 }
 
