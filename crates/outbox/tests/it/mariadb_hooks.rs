@@ -6,13 +6,13 @@ use sea_orm::{
     ActiveModelTrait, ConnectionTrait, DatabaseConnection, DbBackend, DbErr, EntityTrait, IsolationLevel, QuerySelect,
     Set, Statement, TransactionSession, TransactionTrait, sea_query::OnConflict,
 };
-use tidewire_outbox::{Actor, Capture, Cursor, Error, ErrorKind, Operation, Recorder, Registry, Step};
+use tidewire_outbox::{Actor, Capture, Cursor, Error, ErrorKind, Operation, Recorder, Registry};
 use tidewire_testkit::{
-    Replica, Target, TestDatabase, eventually, soon,
+    Replica, Target, TestDatabase, eventually,
     zoo::{food, keeper},
 };
 
-use crate::support::{Zoo, run};
+use crate::support::{Zoo, run, transactions};
 
 /// Quoted names with capitals and spaces, an enumeration, a generated column.
 mod line {
@@ -116,19 +116,6 @@ impl Shop {
     }
 }
 
-async fn transactions(recorder: &Recorder, after: Cursor) -> Vec<std::sync::Arc<tidewire_outbox::Transaction>> {
-    let end = recorder.log().position().await.unwrap();
-    let mut follower = recorder.log().follow_all(after).await.unwrap();
-    let mut all = Vec::new();
-    while !follower.cursor().covers(&end) {
-        match soon(follower.next()).await.unwrap() {
-            Step::Transactions { transactions, .. } => all.extend(transactions),
-            other => panic!("{other:?}"),
-        }
-    }
-    all
-}
-
 /// Statements in their order, and what is recorded of each.
 const STATEMENTS: &[(&str, [usize; 3])] = &[
     ("INSERT INTO `Order Line` (`select`) VALUES ('a'), ('b') -- two", [2, 0, 0]),
@@ -171,7 +158,7 @@ const STATEMENTS: &[(&str, [usize; 3])] = &[
         "UPDATE `Order Line` SET `It's ``odd``` = (SELECT count(*) FROM plain) WHERE `Id` IN (SELECT 3 FROM DUAL)",
         [0, 1, 0],
     ),
-    ("REPLACE INTO `Order Line` (`Id`, `select`) VALUES (3, 'b2'), (500, 'fresh')", [2, 0, 2]),
+    ("REPLACE INTO `Order Line` (`Id`, `select`) VALUES (500, 'fresh'), (3, 'b2')", [2, 0, 2]),
     ("DELETE FROM `Order Line` WHERE `Id` > 3 ORDER BY `Id` LIMIT 1", [0, 0, 1]),
     ("DELETE FROM `Order Line` WHERE `Id` = 3", [0, 0, 1]),
     ("INSERT INTO plain (note) VALUES ('x'); UPDATE plain SET note = 'y'; DELETE FROM plain", [0, 0, 0]),

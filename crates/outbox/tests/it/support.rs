@@ -83,16 +83,7 @@ impl Zoo {
 
     /// All transactions after a cursor that have been committed by now.
     pub(crate) async fn transactions(&self, after: Cursor) -> Vec<Arc<Transaction>> {
-        let end = self.recorder.log().position().await.unwrap();
-        let mut follower = self.recorder.log().follow_all(after).await.unwrap();
-        let mut all = Vec::new();
-        while !follower.cursor().covers(&end) {
-            match soon(follower.next()).await.unwrap() {
-                Step::Transactions { transactions, .. } => all.extend(transactions),
-                other => panic!("{other:?}"),
-            }
-        }
-        all
+        transactions(&self.recorder, after).await
     }
 
     /// Rebuilds all tables from the log and holds them against the tables themselves.
@@ -133,4 +124,18 @@ pub(crate) fn id(n: u8) -> Uuid {
 /// Runs statements that must succeed.
 pub(crate) async fn run(db: &impl ConnectionTrait, sql: &str) {
     db.execute_unprepared(sql).await.unwrap();
+}
+
+/// All transactions after a cursor that have been committed by now.
+pub(crate) async fn transactions(recorder: &Recorder, after: Cursor) -> Vec<Arc<Transaction>> {
+    let end = recorder.log().position().await.unwrap();
+    let mut follower = recorder.log().follow_all(after).await.unwrap();
+    let mut all = Vec::new();
+    while !follower.cursor().covers(&end) {
+        match soon(follower.next()).await.unwrap() {
+            Step::Transactions { transactions, .. } => all.extend(transactions),
+            other => panic!("{other:?}"),
+        }
+    }
+    all
 }

@@ -8,10 +8,10 @@ use sea_orm::{
     ActiveModelTrait, ColumnTrait, ConnectionTrait, EntityTrait, IntoActiveModel, QueryFilter, Set, Statement,
     TransactionSession, TransactionTrait,
 };
-use tidewire_outbox::{Cursor, ErrorKind, Operation, Recorder, Registry, Step, Transaction};
-use tidewire_testkit::{Replica, TestDatabase, eventually, soon, zoo::food};
+use tidewire_outbox::{Cursor, ErrorKind, Operation, Recorder, Registry};
+use tidewire_testkit::{Replica, TestDatabase, eventually, zoo::food};
 
-use crate::support::{Zoo, run};
+use crate::support::{Zoo, run, transactions};
 
 /// Quoted names with capitals and spaces, a schema of its own, an enumeration, generated columns.
 mod line {
@@ -113,19 +113,6 @@ impl Shop {
         [Operation::Insert, Operation::Update, Operation::Delete]
             .map(|operation| changes.iter().filter(|change| change.operation == operation).count())
     }
-}
-
-async fn transactions(recorder: &Recorder, after: Cursor) -> Vec<std::sync::Arc<Transaction>> {
-    let end = recorder.log().position().await.unwrap();
-    let mut follower = recorder.log().follow_all(after).await.unwrap();
-    let mut all = Vec::new();
-    while !follower.cursor().covers(&end) {
-        match soon(follower.next()).await.unwrap() {
-            Step::Transactions { transactions, .. } => all.extend(transactions),
-            other => panic!("{other:?}"),
-        }
-    }
-    all
 }
 
 /// Statements in their order, how many rows each says that it wrote, and what is recorded of it.
