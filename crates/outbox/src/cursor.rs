@@ -14,6 +14,13 @@ use crate::error::{Error, ErrorKind};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Epoch(pub(crate) u64);
 
+impl Epoch {
+    /// One that no other log has.
+    pub(crate) fn fresh() -> Self {
+        Self(uuid::Uuid::new_v4().as_u64_pair().0)
+    }
+}
+
 /// The set of transactions that its holder has seen.
 ///
 /// Opaque outside this crate; [`Display`](fmt::Display) and [`FromStr`] give and take a text that is safe in URLs and JSON and that is
@@ -176,6 +183,17 @@ impl Cursor {
             }
             _ => None,
         }
+    }
+
+    /// Where a server numbers its transactions itself: the highest number of one that the holder has seen, or the id of the newest transaction, and the
+    /// epoch that gave it.
+    pub(crate) fn last(&self) -> Option<(Epoch, u64)> {
+        if let Some((epoch, base, rest)) = self.snapshots() {
+            let xmax = rest.map_or(base.xmax, |(further, _)| further.xmax.max(base.xmax));
+            return Some((epoch, xmax.saturating_sub(1)));
+        }
+        let (epoch, base, rest) = self.numbers()?;
+        Some((epoch, rest.map_or(base.highest, |(further, _)| further.highest.max(base.highest))))
     }
 
     /// Of a cursor made by [`shown`](Self::shown), the place.

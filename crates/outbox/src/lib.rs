@@ -8,6 +8,7 @@ mod cursor;
 mod database;
 mod error;
 pub mod filter;
+mod history;
 mod hooks;
 mod image;
 mod install;

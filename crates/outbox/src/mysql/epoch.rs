@@ -15,12 +15,10 @@ use sqlx::{AssertSqlSafe, Executor, MySqlConnection, MySqlPool, Row};
 
 use super::{database_error, session::Held};
 use crate::{
-    cursor::{Cursor, Epoch},
+    cursor::Epoch,
     error::{Error, ErrorKind, Result},
+    history::History,
 };
-
-/// How many epochs that have ended are remembered.
-const REMEMBERED: usize = 100;
 
 /// Tells a connection when its server was started, in whole seconds: the server takes both numbers from the same clock at the same moment.
 pub(super) const LEARN: &str = "SET @tidewire_started = (SELECT CAST(UNIX_TIMESTAMP() - variable_value AS SIGNED)
@@ -33,24 +31,6 @@ macro_rules! epoch {
     };
 }
 pub(super) use epoch;
-
-/// The epochs that cursors may name.
-#[derive(Debug, Clone)]
-pub(super) struct History {
-    /// The one that is now.
-    pub(super) epoch: Epoch,
-    /// Those before it, each with the last number in it.
-    ended: Vec<(Epoch, u64)>,
-}
-
-impl History {
-    /// Whether the cursor's holder has seen nothing that is not of this history, as far as that is known without a look.
-    pub(super) fn has(&self, cursor: &Cursor) -> bool {
-        let Some((epoch, base, rest)) = cursor.numbers() else { return *cursor == Cursor::start() };
-        let last = rest.map_or(base.highest, |(further, _)| further.highest.max(base.highest));
-        epoch == self.epoch || self.ended.iter().any(|(ended, through)| *ended == epoch && last <= *through)
-    }
-}
 
 /// The history as it is; begins an epoch where the server was started, or the table was made anew.
 pub(super) async fn look(pool: &MySqlPool) -> Result<History> {
@@ -104,10 +84,9 @@ async fn begin(conn: &mut MySqlConnection) -> Result<()> {
     let row = sqlx::query(AssertSqlSafe(text)).fetch_one(&mut *conn).await.map_err(database_error)?;
     let mut ended: Vec<String> = row.get::<&str, _>(1).split_whitespace().map(str::to_owned).collect();
     ended.extend([row.get::<i64, _>(0).cast_unsigned().to_string(), row.get::<i64, _>(3).to_string()]);
-    ended.drain(..ended.len().saturating_sub(2 * REMEMBERED));
-    let fresh = i64::from_be_bytes(uuid::Uuid::new_v4().into_bytes()[..8].try_into().expect("eight bytes of sixteen"));
+    ended.drain(..ended.len().saturating_sub(2 * History::REMEMBERED));
     sqlx::query("UPDATE tidewire_log SET epoch = ?, ended = ?, server = ?, started = @tidewire_started")
-        .bind(fresh)
+        .bind(Epoch::fresh().0.cast_signed())
         .bind(ended.join(" "))
         .bind(row.get::<String, _>(2))
         .execute(conn)

@@ -35,6 +35,7 @@ use crate::{
     database::{Fetched, Pruned, Read, ResyncReason, SnapshotSource, Stats},
     error::{Error, ErrorKind, Result},
     filter::Filter,
+    history::begun_anew,
     image::Image,
     json::Scanner,
     registry::{Catalog, EntityId},
@@ -121,10 +122,6 @@ async fn cursor_at(database: &Mysql, moment: Moment) -> Result<Cursor> {
             Err(begun_anew())
         }
     }
-}
-
-fn begun_anew() -> Error {
-    Error::new(ErrorKind::Unavailable, "the database was started again meanwhile; try again")
 }
 
 pub(super) async fn read(database: &Mysql, after: &Cursor, until: Option<&Cursor>, limit: usize) -> Result<Read> {

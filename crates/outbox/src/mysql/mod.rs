@@ -36,7 +36,6 @@ use tokio::sync::{Notify, OnceCell};
 
 use self::{
     dialect::MysqlDialect,
-    epoch::History,
     hooks::{Hooks, Program, Progress, Schema},
     session::{Capturing, Held, MysqlSession},
     settle::Settling,
@@ -49,6 +48,7 @@ use crate::{
     database::{Database, Executed, Fetched, Packed, Pruned, Read, Rows, Session, SnapshotSource, Stats, Text},
     error::{Error, ErrorKind, Result},
     filter::{Filter, Semantics},
+    history::History,
     recorder::RecorderOptions,
     registry::{Catalog, EntityId},
     sql::{Dialect, Select},

@@ -19,12 +19,10 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
 use super::database_error;
 use crate::{
-    cursor::{Cursor, Epoch},
+    cursor::Epoch,
     error::{Error, ErrorKind, Result},
+    history::History,
 };
-
-/// How many epochs that have ended are remembered.
-const REMEMBERED: usize = 100;
 
 /// Where this database lies in its cluster, and when its server was started: cheap enough for each look.
 macro_rules! place {
@@ -45,34 +43,16 @@ const TIMELINE: &str = "left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)";
 pub(super) const EPOCH: &str =
     concat!("CASE WHEN started = ", started!(), " AND starts_with(system, ", place!(), ") THEN epoch END");
 
-/// The epochs that cursors may name.
-#[derive(Debug, Clone)]
-pub(super) struct History {
-    /// The one that is now.
-    pub(super) epoch: Epoch,
-    /// Those before it, each with the last id in it.
-    ended: Vec<(Epoch, u64)>,
-}
-
-impl History {
-    fn of(epoch: i64, ended: &[i64]) -> Self {
-        let epoch_of = |number: i64| Epoch(number.cast_unsigned());
-        let ended = ended.chunks_exact(2).map(|pair| (epoch_of(pair[0]), pair[1].cast_unsigned())).collect();
-        Self { epoch: epoch_of(epoch), ended }
-    }
-
-    /// Whether the cursor's holder has seen nothing that is not of this history, as far as that is known without a look.
-    pub(super) fn has(&self, cursor: &Cursor) -> bool {
-        let Some((epoch, base, rest)) = cursor.snapshots() else { return *cursor == Cursor::start() };
-        let last = rest.map_or(base.xmax, |(further, _)| further.xmax.max(base.xmax)).saturating_sub(1);
-        epoch == self.epoch || self.ended.iter().any(|(ended, through)| *ended == epoch && last <= *through)
-    }
+fn history(epoch: i64, ended: &[i64]) -> History {
+    let epoch_of = |number: i64| Epoch(number.cast_unsigned());
+    let ended = ended.chunks_exact(2).map(|pair| (epoch_of(pair[0]), pair[1].cast_unsigned())).collect();
+    History { epoch: epoch_of(epoch), ended }
 }
 
 /// The history as it is; begins an epoch where the server was started, or the database copied.
 pub(super) async fn look(conn: &mut PgConnection) -> Result<History> {
     if let (Some(epoch), ended) = read(conn).await? {
-        return Ok(History::of(epoch, &ended));
+        return Ok(history(epoch, &ended));
     }
     let mut transaction = conn.begin().await.map_err(database_error)?;
     // Whoever comes first; the others wait here, and find what it has set.
@@ -87,7 +67,7 @@ pub(super) async fn look(conn: &mut PgConnection) -> Result<History> {
     let (epoch, ended) = read(&mut transaction).await?;
     transaction.commit().await.map_err(database_error)?;
     let epoch = epoch.ok_or_else(|| Error::new(ErrorKind::Corrupt, "the epoch of the log could not be begun"))?;
-    Ok(History::of(epoch, &ended))
+    Ok(history(epoch, &ended))
 }
 
 async fn read(conn: &mut PgConnection) -> Result<(Option<i64>, Vec<i64>)> {
@@ -120,13 +100,13 @@ async fn begin(conn: &mut PgConnection) -> Result<()> {
     if is_copy || line != timeline {
         ended.clear();
     }
-    ended.drain(..ended.len().saturating_sub(2 * REMEMBERED));
+    ended.drain(..ended.len().saturating_sub(2 * History::REMEMBERED));
     sqlx::query(concat!(
         "UPDATE tidewire_log SET epoch = $1, ended = $2, system = $3, timeline = $4, started = ",
         started!()
     ))
     .persistent(false)
-    .bind(fresh())
+    .bind(Epoch::fresh().0.cast_signed())
     .bind(ended)
     .bind(system)
     .bind(timeline)
@@ -145,13 +125,9 @@ pub(super) async fn break_off(conn: &mut PgConnection) -> Result<()> {
            trimmed_xid = greatest(trimmed_xid, pg_snapshot_xmin(pg_current_snapshot())::text::bigint - 1)",
     )
     .persistent(false)
-    .bind(fresh())
+    .bind(Epoch::fresh().0.cast_signed())
     .execute(conn)
     .await
     .map(drop)
     .map_err(database_error)
-}
-
-fn fresh() -> i64 {
-    i64::from_be_bytes(uuid::Uuid::new_v4().into_bytes()[..8].try_into().expect("eight bytes of sixteen"))
 }

@@ -41,6 +41,7 @@ use crate::{
     database::{Fetched, Pruned, Read, ResyncReason, SnapshotSource, Stats},
     error::{Error, ErrorKind, Result},
     filter::Filter,
+    history::begun_anew,
     image::Image,
     json::Scanner,
     registry::{Catalog, EntityId},
@@ -128,10 +129,6 @@ pub(super) async fn position(database: &Postgres) -> Result<Cursor> {
 /// A column of [`EPOCH`].
 fn epoch_of(row: &PgRow, index: usize) -> Option<Epoch> {
     row.get::<Option<i64>, _>(index).map(|epoch| Epoch(epoch.cast_unsigned()))
-}
-
-fn begun_anew() -> Error {
-    Error::new(ErrorKind::Unavailable, "the database was started again meanwhile; try again")
 }
 
 async fn sequence(conn: &mut PgConnection, named: bool) -> Result<u64> {

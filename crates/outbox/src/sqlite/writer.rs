@@ -21,6 +21,7 @@ use super::{coalesce, others, schema, triggers};
 use crate::{
     capture::Capture,
     context::Context,
+    cursor::Epoch,
     error::{Error, ErrorKind, Result},
     registry::Catalog,
 };
@@ -507,12 +508,11 @@ async fn schema_version(sqlite: &mut SqliteConnection) -> Result<i64, sqlx::Erro
 
 /// Starts a new epoch: from here on, the log is this process's history.
 async fn begin_epoch(sqlite: &mut SqliteConnection) -> Result<()> {
-    let epoch = i64::from_be_bytes(uuid::Uuid::new_v4().into_bytes()[..8].try_into().expect("eight bytes of sixteen"));
     sqlx::query(
         "INSERT INTO tidewire_epoch (epoch, since, at) VALUES
          (?, coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'tidewire_outbox'), 0), unixepoch() * 1000)",
     )
-    .bind(epoch)
+    .bind(Epoch::fresh().0.cast_signed())
     .execute(sqlite)
     .await
     .map_err(super::database_error)?;

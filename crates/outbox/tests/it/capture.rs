@@ -6,13 +6,13 @@ use sea_orm::{
     ModelTrait, QueryFilter, Set, Statement, StreamTrait, TransactionSession, TransactionTrait,
     sea_query::{Expr, OnConflict},
 };
-use tidewire_outbox::{Actor, MutationId, Operation, Origin, Recorder};
+use tidewire_outbox::{Actor, MutationId, Origin, Recorder};
 use tidewire_testkit::{
     eventually, on_every_target,
     zoo::{animal, chip, diet, food, keeper, visit},
 };
 
-use crate::support::{Zoo, id, run};
+use crate::support::{Zoo, id, operations, run};
 
 /// What a write does to a populated zoo: how many inserts, updates and deletes.
 type Effect = [usize; 3];
@@ -406,10 +406,7 @@ async fn is_recorded(zoo: &Zoo, write: Write, effect: Effect, mode: Mode) {
     let transactions = zoo.transactions(before).await;
     let expected = if mode.keeps() { effect } else { [0; 3] };
     assert_eq!(transactions.len(), usize::from(expected != [0; 3]), "{write:?}, {mode:?}");
-    let changes: Vec<_> = transactions.iter().flat_map(|transaction| &transaction.changes).collect();
-    let count = |operation| changes.iter().filter(|change| change.operation == operation).count();
-    let counts = [Operation::Insert, Operation::Update, Operation::Delete].map(count);
-    assert_eq!(counts, expected, "{write:?}, {mode:?}");
+    assert_eq!(operations(&transactions), expected, "{write:?}, {mode:?}");
 }
 
 /// Triggers of the application's own, which rewrite what was written, write elsewhere, and undo.

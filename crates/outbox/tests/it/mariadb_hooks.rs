@@ -12,7 +12,7 @@ use tidewire_testkit::{
     zoo::{food, keeper},
 };
 
-use crate::support::{Zoo, run, transactions};
+use crate::support::{Zoo, operations, run, transactions};
 
 /// Quoted names with capitals and spaces, an enumeration, a generated column.
 mod line {
@@ -109,10 +109,7 @@ impl Shop {
         let db = self.recorder.unrecorded();
         replica.assert_equals::<line::Entity>(catalog, db).await;
         replica.assert_equals::<reading::Entity>(catalog, db).await;
-        let new = transactions(&self.recorder, after.clone()).await;
-        let changes: Vec<_> = new.iter().flat_map(|transaction| &transaction.changes).collect();
-        [Operation::Insert, Operation::Update, Operation::Delete]
-            .map(|operation| changes.iter().filter(|change| change.operation == operation).count())
+        operations(&transactions(&self.recorder, after.clone()).await)
     }
 }
 

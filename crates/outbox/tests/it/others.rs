@@ -1,10 +1,10 @@
 //! I2, I3: under capture by triggers, what programs write that know nothing of Tidewire.
 
 use sea_orm::{Database, TransactionSession, TransactionTrait};
-use tidewire_outbox::{Actor, Capture, ErrorKind, Operation, Recorder, RecorderOptions};
+use tidewire_outbox::{Actor, Capture, ErrorKind, Recorder, RecorderOptions};
 use tidewire_testkit::{TestDatabase, zoo};
 
-use crate::support::{Zoo, run};
+use crate::support::{Zoo, operations, run};
 
 /// A statement, and how many inserts, updates and deletes it is.
 const ON_SQLITE: &[(&str, [usize; 3])] = &[
@@ -40,9 +40,7 @@ async fn every_write_of_another_program_is_recorded_on_sqlite() {
             let transactions = zoo.transactions(before).await;
             assert_eq!(transactions.len(), usize::from(*expected != [0; 3]), "{sql}");
             let changes: Vec<_> = transactions.iter().flat_map(|transaction| &transaction.changes).collect();
-            let count = |operation| changes.iter().filter(|change| change.operation == operation).count();
-            let counts = [Operation::Insert, Operation::Update, Operation::Delete].map(count);
-            assert_eq!(counts, *expected, "{sql}, recursive triggers {recursive}: {changes:?}");
+            assert_eq!(operations(&transactions), *expected, "{sql}, recursive triggers {recursive}: {changes:?}");
             assert!(changes.iter().all(|change| change.actor.as_deref() == Some("database")), "{sql}");
             zoo.assert_replays().await;
         }

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use sea_orm::{ConnectionTrait, DatabaseConnection, EntityTrait, Set};
-use tidewire_outbox::{Cursor, Recorder, Step, Transaction};
+use tidewire_outbox::{Cursor, Operation, Recorder, Step, Transaction};
 use tidewire_testkit::{
     Replica, TestDatabase, soon,
     zoo::{self, animal, chip, diet, food, keeper, visit},
@@ -138,4 +138,11 @@ pub(crate) async fn transactions(recorder: &Recorder, after: Cursor) -> Vec<Arc<
         }
     }
     all
+}
+
+/// How many inserts, updates and deletes there are.
+pub(crate) fn operations(transactions: &[Arc<Transaction>]) -> [usize; 3] {
+    let changes: Vec<_> = transactions.iter().flat_map(|transaction| &transaction.changes).collect();
+    [Operation::Insert, Operation::Update, Operation::Delete]
+        .map(|operation| changes.iter().filter(|change| change.operation == operation).count())
 }

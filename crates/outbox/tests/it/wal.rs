@@ -17,7 +17,7 @@ use tidewire_testkit::{
     zoo::{self, food},
 };
 
-use crate::support::{Zoo, run};
+use crate::support::{Zoo, operations, run};
 
 async fn zoo() -> Option<Zoo> {
     Some(Zoo::of(TestDatabase::postgres().await?.captured_by(Capture::Log)).await)
@@ -31,6 +31,16 @@ async fn text(db: &impl ConnectionTrait, sql: &str) -> Option<String> {
 async fn slot(db: &impl ConnectionTrait) -> String {
     let sql = "SELECT slot_name::text FROM pg_replication_slots WHERE database = current_database()";
     text(db, sql).await.unwrap()
+}
+
+/// Drops a slot, though somebody reads from it.
+async fn drop_slot(db: &impl ConnectionTrait, name: &str) {
+    let end = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = current_database()";
+    eventually(async || {
+        run(db, end).await;
+        db.execute_unprepared(&format!("SELECT pg_drop_replication_slot('{name}')")).await.is_ok()
+    })
+    .await;
 }
 
 /// Another node of the same database, which takes part in reading the log.
@@ -99,8 +109,7 @@ async fn whatever_any_program_writes_is_recorded() {
         let transactions = zoo.transactions(before).await;
         assert_eq!(transactions.len(), usize::from(expected != [0; 3]), "{sql}");
         let changes: Vec<_> = transactions.iter().flat_map(|transaction| &transaction.changes).collect();
-        let count = |operation| changes.iter().filter(|change| change.operation == operation).count();
-        assert_eq!([Operation::Insert, Operation::Update, Operation::Delete].map(count), expected, "{sql}");
+        assert_eq!(operations(&transactions), expected, "{sql}");
         // The log does not tell who wrote.
         assert!(changes.iter().all(|change| change.actor.as_deref() == Some("service:app")), "{sql}");
         zoo.assert_replays().await;
@@ -278,15 +287,7 @@ async fn what_the_log_cannot_tell_is_answered_by_a_resync() {
     // A slot that somebody drops, though it is in use.
     let before = recorded().await;
     let name = slot(&psql).await;
-    eventually(async || {
-        run(
-            &psql,
-            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = current_database()",
-        )
-        .await;
-        psql.execute_unprepared(&format!("SELECT pg_drop_replication_slot('{name}')")).await.is_ok()
-    })
-    .await;
+    drop_slot(&psql, &name).await;
     assert_eq!(first_resync(&zoo.recorder, before).await, ResyncReason::Epoch);
 
     // A slot that somebody reads from, while nobody of us does.
@@ -486,15 +487,7 @@ async fn a_new_slot_holds_up_nobody() {
     let open = psql.begin().await.unwrap();
     run(&open, "INSERT INTO food (name) VALUES ('open')").await;
     let name = slot(&psql).await;
-    eventually(async || {
-        run(
-            &psql,
-            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = current_database()",
-        )
-        .await;
-        psql.execute_unprepared(&format!("SELECT pg_drop_replication_slot('{name}')")).await.is_ok()
-    })
-    .await;
+    drop_slot(&psql, &name).await;
     let making =
         "SELECT count(*)::text FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
     eventually(async || text(&psql, making).await.unwrap() != "0").await;

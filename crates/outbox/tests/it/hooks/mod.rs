@@ -11,7 +11,7 @@ use sea_orm::{
 use tidewire_outbox::{Cursor, ErrorKind, Operation, Recorder, Registry};
 use tidewire_testkit::{Replica, TestDatabase, eventually, zoo::food};
 
-use crate::support::{Zoo, run, transactions};
+use crate::support::{Zoo, operations, run, transactions};
 
 /// Quoted names with capitals and spaces, a schema of its own, an enumeration, generated columns.
 mod line {
@@ -108,10 +108,7 @@ impl Shop {
         let db = self.recorder.unrecorded();
         replica.assert_equals::<line::Entity>(catalog, db).await;
         replica.assert_equals::<reading::Entity>(catalog, db).await;
-        let new = transactions(&self.recorder, after.clone()).await;
-        let changes: Vec<_> = new.iter().flat_map(|transaction| &transaction.changes).collect();
-        [Operation::Insert, Operation::Update, Operation::Delete]
-            .map(|operation| changes.iter().filter(|change| change.operation == operation).count())
+        operations(&transactions(&self.recorder, after.clone()).await)
     }
 }
 
