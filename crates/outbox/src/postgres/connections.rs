@@ -16,7 +16,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::{database_error, triggers};
+use super::{code, database_error, triggers};
 use crate::{
     context::Context,
     error::{Error, ErrorKind, Result},
@@ -276,10 +276,6 @@ impl DerefMut for Lent {
 async fn connect_once(options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
     let late = || sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer in time"));
     timeout(CONNECT_TIMEOUT, options.connect()).await.unwrap_or_else(|_| Err(late()))
-}
-
-fn code(error: &sqlx::Error) -> Option<String> {
-    Some(error.as_database_error()?.code()?.into_owned())
 }
 
 /// Whether two connections are lent the same one by a pooler, or one of them different ones. (On a busy pooler they may not be, by chance:

@@ -394,3 +394,8 @@ impl Database for Postgres {
 pub(crate) fn database_error(error: sqlx::Error) -> Error {
     DbErr::Query(sea_orm::RuntimeErr::SqlxError(Arc::new(error))).into()
 }
+
+/// What the server calls an error (its SQLSTATE).
+fn code(error: &sqlx::Error) -> Option<String> {
+    Some(error.as_database_error()?.code()?.into_owned())
+}

@@ -313,6 +313,24 @@ async fn what_the_log_cannot_tell_is_answered_by_a_resync() {
     recorded().await;
 }
 
+/// A log that no node can read fills no disk: the limit holds then too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_cannot_be_read_is_given_up_at_its_limit() {
+    let Some(zoo) = zoo().await else { return };
+    zoo.populate().await;
+    let psql = zoo.database.plain().await;
+    let before = zoo.recorder.log().position().await.unwrap();
+    run(&psql, "ALTER TABLE keeper RENAME name TO called; INSERT INTO keeper (id, email, called) VALUES (7, 'x', 'x')")
+        .await;
+    eventually(async || zoo.recorder.check().await.is_err()).await;
+    zoo.recorder.close().await;
+    let mut options = RecorderOptions::default();
+    options.max_kept_log = Some(1);
+    let careful = node(&zoo, options).await;
+    eventually(async || careful.log().position().await.is_ok()).await;
+    assert_eq!(first_resync(&careful, before).await, ResyncReason::Epoch);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_lacks_a_column_is_waited_for_and_never_skipped() {
     let Some(zoo) = zoo().await else { return };

@@ -217,19 +217,24 @@ async fn mark(database: &Postgres, place: u64) -> Result<()> {
     Ok(())
 }
 
-/// Reads the log when this node's turn has come, until told to stop.
-pub(super) async fn run(database: Arc<Postgres>, mut stop: watch::Receiver<bool>) {
+/// Reads the log when this node's turn has come, and looks after the slot whoever reads it, until told to stop.
+pub(super) async fn run(database: Arc<Postgres>, stop: watch::Receiver<bool>) {
     if let Err(error) = database.connections.need_direct(WHAT) {
         tracing::error!(%error, "this node leaves the database's log to others");
         return;
     }
+    // The look goes on between turns: a log that cannot be read is the one that grows.
+    tokio::select! {
+        () = take_turns(&database, stop) => {}
+        () = watch_slot(&database) => {}
+    }
+}
+
+async fn take_turns(database: &Arc<Postgres>, mut stop: watch::Receiver<bool>) {
     let mut failures = 0_u32;
     loop {
         let began = Instant::now();
-        let ended = tokio::select! {
-            ended = turn(&database, stop.clone()) => ended,
-            () = watch_slot(&database) => return,
-        };
+        let ended = turn(database, stop.clone()).await;
         if *stop.borrow() || stop.has_changed().is_err() {
             return;
         }
@@ -237,7 +242,7 @@ pub(super) async fn run(database: Arc<Postgres>, mut stop: watch::Receiver<bool>
         failures = if began.elapsed() > RETRY[1] * 2 { 1 } else { failures + 1 };
         match ended {
             Ok(()) => return,
-            Err(error) => report(&database, &error, failures).await,
+            Err(error) => report(database, &error, failures).await,
         }
         let pause = backoff(RETRY[0], RETRY[1], failures);
         // An error means that the recorder is gone, which ends this too.

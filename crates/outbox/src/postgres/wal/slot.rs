@@ -1,6 +1,6 @@
 //! What capture by the log needs in the database: a publication, a replication slot, replica identities, and triggers that tell of `TRUNCATE`.
 
-use std::{borrow::Cow, collections::HashMap, time::Duration};
+use std::{collections::HashMap, time::Duration};
 
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool, Row, postgres::types::Oid};
 
@@ -9,7 +9,7 @@ use crate::{
     capture::{Capture, LogStatus},
     error::{Error, ErrorKind, Result},
     postgres::{
-        database_error, epoch, schema,
+        code, database_error, epoch, schema,
         trigger::{self, Part, Trigger},
         triggers::{self, qualified},
     },
@@ -97,14 +97,21 @@ impl Slot {
         ))
     }
 
-    /// Drops it, if it is there.
+    /// Drops it, if it is there. A node that reads it may come back at once, so it is ended as often as it does.
     pub(super) async fn drop(&self, conn: &mut PgConnection) -> Result<()> {
-        if !find(conn).await?.exists {
-            return Ok(());
+        let mut attempts = 0;
+        while find(conn).await?.exists {
+            self.release(conn).await?;
+            let drop = sqlx::query("SELECT pg_drop_replication_slot($1)").bind(&self.name);
+            attempts += 1;
+            match drop.execute(&mut *conn).await {
+                // Somebody reads it again, or somebody else has dropped it.
+                Err(error)
+                    if attempts < RELEASE_ATTEMPTS && matches!(code(&error).as_deref(), Some("55006" | "42704")) => {}
+                result => return result.map(|_| ()).map_err(database_error),
+            }
         }
-        self.release(conn).await?;
-        let drop = sqlx::query("SELECT pg_drop_replication_slot($1)").bind(&self.name);
-        drop.execute(conn).await.map(|_| ()).map_err(database_error)
+        Ok(())
     }
 
     /// Makes it; answers where it begins. Waits for transactions that are under way.
@@ -114,17 +121,14 @@ impl Slot {
         transaction.execute(AssertSqlSafe(timeout)).await.map_err(database_error)?;
         let create = "SELECT (lsn - '0/0'::pg_lsn)::bigint FROM pg_create_logical_replication_slot($1, 'pgoutput')";
         let created = sqlx::query_scalar::<_, i64>(create).bind(&self.name).fetch_one(&mut *transaction).await;
-        let lsn = created.map_err(|error| {
-            let code = error.as_database_error().and_then(|error| error.code()).unwrap_or_default().into_owned();
-            match code.as_str() {
-                "53400" | "55000" => Error::new(
-                    ErrorKind::Setup,
-                    "all replication slots of the server are in use. Set `max_replication_slots` higher in \
+        let lsn = created.map_err(|error| match code(&error).as_deref() {
+            Some("53400" | "55000") => Error::new(
+                ErrorKind::Setup,
+                "all replication slots of the server are in use. Set `max_replication_slots` higher in \
                      postgresql.conf and restart it, or drop a slot that nobody needs",
-                )
-                .with_source(error),
-                _ => busy(error),
-            }
+            )
+            .with_source(error),
+            _ => busy(error),
         })?;
         transaction.commit().await.map_err(database_error)?;
         Ok(lsn.cast_unsigned())
@@ -185,8 +189,7 @@ async fn begin_at(conn: &mut PgConnection, lsn: u64) -> Result<()> {
 
 /// An error of a statement that gave up waiting for transactions.
 fn busy(error: sqlx::Error) -> Error {
-    let code = error.as_database_error().and_then(|error| error.code()).map(Cow::into_owned);
-    match code.as_deref() {
+    match code(&error).as_deref() {
         Some("55P03" | "57014") => Error::new(
             ErrorKind::Busy,
             "capture by the log could not begin, because transactions have been open for long. Stop the programs that write, and try again",
