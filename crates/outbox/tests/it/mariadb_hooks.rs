@@ -272,12 +272,12 @@ async fn rows_are_returned_as_without_a_recorder() {
     shop.since(&Cursor::start()).await;
 
     // What the server has numbered last is what it would say.
-    assert_eq!(numbers(&shop.other).await, [3, 3, 50, 3]);
-    assert_eq!(numbers(&shop.recorder).await, [3, 3, 50, 3]);
+    assert_eq!(numbers(&shop.other).await, [3, 3, 50, 3, 60, 3]);
+    assert_eq!(numbers(&shop.recorder).await, [3, 3, 50, 3, 60, 3]);
 }
 
 /// The numbers that inserts say they were given, and those that the server says afterwards.
-async fn numbers<C>(db: &C) -> [u64; 4]
+async fn numbers<C>(db: &C) -> [u64; 6]
 where
     C: TransactionTrait,
     C::Transaction: ConnectionTrait + TransactionSession,
@@ -293,7 +293,11 @@ where
     let drawn = insert("INSERT INTO `Order Line` (`select`) VALUES ('one'), ('two')").await;
     let said = last().await;
     let given = insert("INSERT INTO `Order Line` (`Id`, `select`) VALUES (50, 'three')").await;
-    let numbers = [drawn, said, given, last().await];
+    let still = last().await;
+    // Among these is the number that was drawn last.
+    insert("DELETE FROM `Order Line` WHERE `Id` = 3").await;
+    let back = insert("INSERT INTO `Order Line` (`Id`, `select`) VALUES (3, 'back'), (60, 'new')").await;
+    let numbers = [drawn, said, given, still, back, last().await];
     transaction.rollback().await.unwrap();
     numbers
 }

@@ -22,6 +22,8 @@ pub(super) struct Insert {
     pub(super) upserts: bool,
     /// Whether the server tells only of numbers that it has drawn: of those that an upserting query gave it says nothing.
     pub(super) tells_drawn: bool,
+    /// Whether it leaves the numbers to the server.
+    pub(super) draws: bool,
     /// The caller's own list, and how many values it takes.
     pub(super) list: Option<(String, usize)>,
 }
@@ -33,8 +35,10 @@ impl Insert {
     pub(super) const KEY_BEFORE: usize = 2;
     /// The number that the row was given.
     pub(super) const NUMBER: usize = 4;
+    /// What `LAST_INSERT_ID()` was before the statement.
+    pub(super) const EARLIER: usize = 5;
     /// The row's key, and behind it, for `REPLACE`, what each unique index has of it.
-    pub(super) const KEY: usize = 5;
+    pub(super) const KEY: usize = 6;
 }
 
 /// A `SELECT … FOR UPDATE` of the rows that a statement writes, and which of the statement's values it takes.
@@ -183,7 +187,7 @@ impl Schema {
             returned.extend(table.unique.iter().flat_map(|index| literals(index, &row)));
         }
         let sql = format!(
-            "{} {} {} {source}{conflict} RETURNING {image}, @tidewire_before, @tidewire_key, (@tidewire_before := NULL), CAST({number} AS CHAR), {}",
+            "{} {} {} {source}{conflict} RETURNING {image}, @tidewire_before, @tidewire_key, (@tidewire_before := NULL), CAST({number} AS CHAR), CAST(LAST_INSERT_ID() AS CHAR), {}",
             if write.replaces { "REPLACE" } else { "INSERT" },
             write.lead,
             write.table_text,
@@ -198,6 +202,11 @@ impl Schema {
             sql,
             upserts: write.conflict.is_some(),
             tells_drawn: write.conflict.is_some() && query(write, &source).is_some(),
+            draws: !write.columns.is_empty()
+                && table
+                    .auto
+                    .as_ref()
+                    .is_some_and(|auto| !write.columns.iter().any(|column| column.eq_ignore_ascii_case(auto))),
             list,
         };
         Ok(if write.replaces { Way::Replace(insert) } else { Way::Insert(insert) })

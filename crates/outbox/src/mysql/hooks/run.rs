@@ -95,6 +95,38 @@ impl Change {
     }
 }
 
+/// The numbers that rows were given, in the order of the rows.
+#[derive(Debug, Default)]
+struct Given {
+    numbers: Vec<u64>,
+    /// What `LAST_INSERT_ID()` was before, where they may be the caller's own: if it is the same afterwards, the server has drawn none.
+    earlier: Option<u64>,
+}
+
+impl Given {
+    fn add(&mut self, insert: &Insert, row: &MySqlRow) {
+        let number = |place| maybe(row, place).and_then(|number| number.parse::<u64>().ok());
+        self.numbers.extend(number(Insert::NUMBER));
+        if !insert.draws {
+            self.earlier = number(Insert::EARLIER);
+        }
+    }
+
+    /// What the statement answers as its number, as an expression: the number that was drawn first, or else the last.
+    fn answer(&self) -> Option<String> {
+        let last = self.numbers.last()?;
+        let among = match self.numbers.len() {
+            ..=LISTED => format!("IN ({})", self.numbers.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")),
+            _ => {
+                let bound = |bound: Option<&u64>| *bound.unwrap_or(last);
+                format!("BETWEEN {} AND {}", bound(self.numbers.iter().min()), bound(self.numbers.iter().max()))
+            }
+        };
+        let drawn = self.earlier.map(|earlier| format!(" AND @tidewire_id <> {earlier}")).unwrap_or_default();
+        Some(format!("IF(@tidewire_id {among}{drawn}, @tidewire_id, {last})"))
+    }
+}
+
 /// One statement on its way.
 pub(super) struct Run<'a> {
     pub(super) conn: &'a mut MySqlConnection,
@@ -189,13 +221,13 @@ impl Run<'_> {
                 return Err(error);
             }
         };
-        let (mut changes, mut keys, mut numbers) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut changes, mut keys, mut given) = (Vec::new(), Vec::new(), Given::default());
         // How many rows the server would say that it wrote: two for each that it changed.
         let mut written = 0_usize;
         for row in &rows {
             let after = self.schema.fits(table, maybe(row, Insert::IMAGE))?;
             let key = literals_of(row, Insert::KEY, table.key.len());
-            numbers.extend(maybe(row, Insert::NUMBER).and_then(|number| number.parse::<u64>().ok()));
+            given.add(insert, row);
             written += 1;
             match maybe(row, Insert::BEFORE) {
                 None => changes.push(Change::new(table, "insert", None, Some(after))),
@@ -214,11 +246,11 @@ impl Run<'_> {
             }
             keys.push(key);
         }
-        if insert.tells_drawn && !numbers.is_empty() {
-            numbers.push(0);
+        if insert.tells_drawn && !given.numbers.is_empty() {
+            given.numbers.push(0);
         }
         let more = written.saturating_sub(changes.len());
-        self.answer_insert(insert, &changes, more, &numbers, &keys, of_list).await
+        self.answer_insert(insert, &changes, more, &given, &keys, of_list).await
     }
 
     /// Records what an insert has done, and answers as the server would have.
@@ -227,15 +259,15 @@ impl Run<'_> {
         insert: &Insert,
         changes: &[Change],
         more: usize,
-        numbers: &[u64],
+        given: &Given,
         keys: &[Literals],
         of_list: Vec<Value>,
     ) -> Result<Answer, DbErr> {
         let Some((list, _)) = &insert.list else {
-            return Ok((self.record(changes, more, numbers).await?, Vec::new()));
+            return Ok((self.record(changes, more, given).await?, Vec::new()));
         };
         let rows = self.returned(self.schema.planned(&insert.table)?, list, keys, of_list).await?;
-        Ok((self.record(changes, more, numbers).await?, rows))
+        Ok((self.record(changes, more, given).await?, rows))
     }
 
     /// Which rows a `REPLACE` removes is found by trying it: those in the way of what it has written, by any unique index. They are locked then, and
@@ -271,18 +303,18 @@ impl Run<'_> {
         let (deleted, changed) = walk.changes(self, table, Vec::new()).await?;
         let mut changes: Vec<Change> =
             removed.into_values().map(|row| Change::new(table, "delete", row.image, None)).collect();
-        let (mut keys, mut numbers) = (Vec::new(), Vec::new());
+        let (mut keys, mut given) = (Vec::new(), Given::default());
         for row in &rows {
             let after = schema.fits(table, maybe(row, Insert::IMAGE))?;
             changes.push(Change::new(table, "insert", None, Some(after)));
             keys.push(literals_of(row, Insert::KEY, table.key.len()));
-            numbers.extend(maybe(row, Insert::NUMBER).and_then(|number| number.parse::<u64>().ok()));
+            given.add(insert, row);
         }
         let commits = std::mem::take(&mut self.progress.commits);
-        self.record(&deleted, 0, &[]).await?;
-        self.record(&changed, 0, &[]).await?;
+        self.record(&deleted, 0, &Given::default()).await?;
+        self.record(&changed, 0, &Given::default()).await?;
         self.progress.commits = commits;
-        self.answer_insert(insert, &changes, 0, &numbers, &keys, of_list).await
+        self.answer_insert(insert, &changes, 0, &given, &keys, of_list).await
     }
 
     /// What the caller wants returned of rows that have been inserted.
@@ -318,7 +350,7 @@ impl Run<'_> {
             let before = self.schema.fits(table, maybe(row, 0))?;
             changes.push(Change::new(table, "delete", Some(before), None));
         }
-        Ok((self.record(&changes, 0, &[]).await?, Vec::new()))
+        Ok((self.record(&changes, 0, &Given::default()).await?, Vec::new()))
     }
 
     async fn update(&mut self, update: &Update, values: Vec<Value>) -> Result<Answer, DbErr> {
@@ -378,7 +410,7 @@ impl Run<'_> {
         changes.extend(deleted);
         changes.extend(changed);
         changes.extend(followers);
-        self.record(&changes, 0, &[]).await?;
+        self.record(&changes, 0, &Given::default()).await?;
         Ok((result, Vec::new()))
     }
 
@@ -445,7 +477,7 @@ impl Run<'_> {
             changes.extend(root);
             changes.extend(changed);
         }
-        self.record(&changes, 0, &[]).await?;
+        self.record(&changes, 0, &Given::default()).await?;
         Ok((result, if held.returns { rows } else { Vec::new() }))
     }
 
@@ -463,7 +495,7 @@ impl Run<'_> {
 
     /// Adds changes to the outbox, and answers as many rows and `more`, and the number that the server has given to the first of them, or else was
     /// told for the last. What the caller is told by `LAST_INSERT_ID()` stays as it is.
-    async fn record(&mut self, changes: &[Change], more: usize, numbers: &[u64]) -> Result<MySqlQueryResult, DbErr> {
+    async fn record(&mut self, changes: &[Change], more: usize, given: &Given) -> Result<MySqlQueryResult, DbErr> {
         let mut inserts = self.inserts(changes)?;
         let last = inserts.pop();
         let mut result = MySqlQueryResult::default();
@@ -472,19 +504,10 @@ impl Run<'_> {
         }
         let mut statements: Vec<String> = last.into_iter().collect();
         statements.extend(std::iter::repeat_n("SELECT 1 INTO @tidewire_one".to_owned(), more));
-        if let Some(last) = numbers.last() {
-            let drawn = match numbers.len() {
-                ..=LISTED => format!("IN ({})", numbers.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")),
-                _ => format!(
-                    "BETWEEN {} AND {}",
-                    numbers.iter().min().unwrap_or(last),
-                    numbers.iter().max().unwrap_or(last)
-                ),
-            };
+        if let Some(answer) = given.answer() {
             // What is there already is not inserted: the row of the barrier of which this transaction has a share.
             statements.push(format!(
-                "INSERT IGNORE INTO tidewire_barrier VALUES (@tidewire_barrier + 0 * \
-                 LAST_INSERT_ID(IF(@tidewire_id {drawn}, @tidewire_id, {last})))"
+                "INSERT IGNORE INTO tidewire_barrier VALUES (@tidewire_barrier + 0 * LAST_INSERT_ID({answer}))"
             ));
         }
         let count = statements.len();
@@ -500,7 +523,7 @@ impl Run<'_> {
             result.extend(done.into_iter().skip(1).take(count));
             self.progress.committed = self.progress.commits;
         }
-        if numbers.is_empty() {
+        if given.numbers.is_empty() {
             // The outbox's own number is nobody's business.
             result.extend([MySqlQueryResult::default()]);
         }
