@@ -265,8 +265,8 @@ const VERSION_NOTHING: u8 = 0;
 const VERSION_THROUGH: u8 = 1;
 const VERSION_VISIBLE: u8 = 2;
 const VERSION_NUMBERED: u8 = 3;
-/// A snapshot of a thousand transactions in flight, twice, has some room in this.
-const MAX_TEXT: usize = 32 << 10;
+/// A snapshot of a thousand transactions in flight, twice, has some room in this, and so have two thousand holes, twice.
+const MAX_TEXT: usize = 64 << 10;
 
 impl Cursor {
     /// The version and the payload.

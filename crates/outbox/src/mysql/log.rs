@@ -45,6 +45,9 @@ use crate::{
 /// A transaction with more changes than this is not put before a reader at once: it is answered by a resync.
 const MAX_TRANSACTION: usize = 200_000;
 
+/// How many holes a cursor may have. It is sent with every transaction, and each hole is a few bytes.
+const MAX_HOLES: usize = 2_000;
+
 /// How many rows retention removes with one statement.
 const REMOVED_AT_ONCE: usize = 1_000;
 
@@ -73,9 +76,23 @@ pub(super) struct Moment {
 }
 
 impl Moment {
-    fn cursor(self) -> Option<Cursor> {
-        self.epoch.map(|epoch| Cursor::numbered(epoch, Arc::new(self.numbers), None))
+    /// Where somebody stands who has seen it; none where an epoch is to be begun.
+    fn cursor(self) -> Result<Option<Cursor>> {
+        let Some(epoch) = self.epoch else { return Ok(None) };
+        Ok(Some(Cursor::numbered(epoch, bounded(self.numbers)?, None)))
     }
+}
+
+/// Numbers that a cursor can tell.
+fn bounded(numbers: Numbers) -> Result<Arc<Numbers>> {
+    if numbers.holes.len() > MAX_HOLES {
+        return Err(Error::new(
+            ErrorKind::Busy,
+            "a transaction has been open for long while many others were rolled back, and which of the missing numbers are still to come is only \
+             known when it ends. Nothing is lost, and changes wait for it; `information_schema.innodb_trx` tells which it is",
+        ));
+    }
+    Ok(Arc::new(numbers))
 }
 
 fn parse(text: &str) -> Result<Moment> {
@@ -105,7 +122,7 @@ pub(super) async fn moment(pool: &MySqlPool) -> Result<Moment> {
 pub(super) async fn position(database: &Mysql) -> Result<Cursor> {
     database.history().await?;
     for _ in 0..ATTEMPTS {
-        if let Some(cursor) = moment(&database.pool).await?.cursor() {
+        if let Some(cursor) = moment(&database.pool).await?.cursor()? {
             return Ok(cursor);
         }
         database.look_for_history().await?;
@@ -115,7 +132,7 @@ pub(super) async fn position(database: &Mysql) -> Result<Cursor> {
 
 /// Where somebody stands who has seen a moment; whoever asks again finds the epoch begun.
 async fn cursor_at(database: &Mysql, moment: Moment) -> Result<Cursor> {
-    match moment.cursor() {
+    match moment.cursor()? {
         Some(cursor) => Ok(cursor),
         None => {
             database.look_for_history().await?;
@@ -172,7 +189,7 @@ async fn read_in(
     match reader.now().await? {
         Look::Read(read) => Ok(Some(read)),
         Look::Another => Ok(None),
-        Look::Much => reader.window(&Arc::new(moment(&database.pool).await?.numbers), 0).await,
+        Look::Much => reader.window(&bounded(moment(&database.pool).await?.numbers)?, 0).await,
     }
 }
 
@@ -286,7 +303,7 @@ impl Reader<'_> {
         if steps.len() > self.limit {
             return Ok(Look::Much);
         }
-        let further = Arc::new(grown(&self.base, steps.iter().map(|step| step.seq), state.settled));
+        let further = bounded(grown(&self.base, steps.iter().map(|step| step.seq), state.settled))?;
         let end = Cursor::numbered(self.epoch, Arc::clone(&further), None);
         let transactions = self.transactions(steps, &further, Some(&end));
         Ok(Look::Read(Read::Transactions { transactions, reached_end: true, end }))

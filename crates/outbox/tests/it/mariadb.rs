@@ -101,6 +101,42 @@ async fn holes_are_forgotten_once_they_are_known_to_stay() {
     other.close().await;
 }
 
+/// Where so many numbers are missing that no cursor could tell them, readers wait and are told why, and then all is given.
+#[tokio::test(flavor = "multi_thread")]
+async fn more_holes_than_a_cursor_holds_are_waited_for() {
+    let Some(database) = TestDatabase::mariadb().await else { return };
+    let zoo = Zoo::of(database).await;
+    let before = zoo.recorder.log().position().await.unwrap();
+    let mut follower = zoo.recorder.log().follow_all(before.clone()).await.unwrap();
+    let slow = zoo.recorder.begin().await.unwrap();
+    run(&slow, "INSERT INTO food (name) VALUES ('slow')").await;
+    // As a server of several masters numbers its rows.
+    let plain = zoo.database.plain().await;
+    let many = "INSERT INTO food (name) SELECT CONCAT('food ', seq) FROM";
+    run(&plain, &format!("SET auto_increment_increment = 2; {many} seq_1_to_1500")).await;
+    let waiting = zoo.recorder.log().position().await.unwrap();
+    assert!(waiting.to_string().parse::<Cursor>().is_ok_and(|read| read == waiting));
+    run(&plain, &format!("SET auto_increment_increment = 2; {many} seq_1501_to_4500")).await;
+    let busy = zoo.recorder.log().position().await.unwrap_err();
+    assert!(busy.kind() == ErrorKind::Busy && busy.to_string().contains("innodb_trx"), "{busy}");
+    eventually(async || !zoo.recorder.log().tail_stats().healthy).await;
+
+    slow.commit().await.unwrap();
+    eventually(async || zoo.recorder.log().position().await.is_ok()).await;
+    let end = zoo.recorder.log().position().await.unwrap();
+    let mut changes = 0;
+    while !follower.cursor().covers(&end) {
+        match soon(follower.next()).await.unwrap() {
+            Step::Transactions { transactions, .. } => {
+                changes += transactions.iter().map(|transaction| transaction.changes.len()).sum::<usize>();
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(changes, 4501);
+    assert_eq!(zoo.transactions(waiting).await.len(), 2);
+}
+
 #[tokio::test]
 async fn a_restored_database_begins_another_epoch() {
     let Some(database) = TestDatabase::mariadb().await else { return };
