@@ -95,5 +95,5 @@ pub(crate) fn describe(status: &LogStatus) -> String {
         (None, _) => "its place in the log is lost".into(),
     };
     let kept = status.kept_bytes.map(|bytes| format!("; the database keeps {bytes} bytes for it")).unwrap_or_default();
-    format!("the slot {} {reader}; {lag}{kept}", status.name)
+    format!("the database's log ({}) {reader}; {lag}{kept}", status.name)
 }

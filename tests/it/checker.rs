@@ -37,10 +37,21 @@ async fn subscribers_see_every_change_once_in_order_and_whole_on_postgres_by_hoo
 /// The same, where those who read the database's log are killed in the middle of it, and others take over.
 #[tokio::test(flavor = "multi_thread")]
 async fn subscribers_see_every_change_once_in_order_and_whole_by_the_log_of_postgres() {
-    let Some(database) = TestDatabase::postgres().await else { return };
-    let database = database.captured_by(Capture::Log);
+    if let Some(database) = TestDatabase::postgres().await {
+        by_the_log(database.captured_by(Capture::Log)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn subscribers_see_every_change_once_in_order_and_whole_by_the_log_of_mariadb() {
+    if let Some(database) = TestDatabase::mariadb().await {
+        by_the_log(database.captured_by(Capture::Log)).await;
+    }
+}
+
+async fn by_the_log(database: TestDatabase) {
     let url = database.url().to_owned();
-    database.recorder(domain::registry(), domain::create).await.close().await;
+    database.recorder(domain::registry(), domain::create_for_the_log).await.close().await;
     let killer = tokio::spawn(async move {
         let start = |number| writer("checker::checker_capture", &url, number).spawn().unwrap();
         let mut readers = [start(0), start(1)];

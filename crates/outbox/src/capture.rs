@@ -43,7 +43,7 @@ impl FromStr for Capture {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct LogStatus {
-    /// The name by which the database keeps its log for us: of a replication slot.
+    /// By what name the database has it: of the replication slot that keeps it for us, or of the file up to which it has been read.
     pub name: String,
     /// Whether a node reads it now.
     pub active: bool,
@@ -51,7 +51,7 @@ pub struct LogStatus {
     pub lag_bytes: Option<u64>,
     /// How long ago that was read, in seconds, where there is something to read.
     pub lag_seconds: Option<u64>,
-    /// How much of its log the database keeps for us, in bytes.
+    /// How much of its log the database keeps for us, in bytes; `None` where it keeps files for a time, whoever has read them.
     pub kept_bytes: Option<u64>,
     /// What keeps it from being read.
     pub trouble: Option<String>,

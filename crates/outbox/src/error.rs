@@ -232,6 +232,8 @@ fn mysql_kind(number: u16) -> ErrorKind {
         1213 | 1205 | 1040 | 1203 | 1226 | 1053 => ErrorKind::Busy,
         // A read-only server or transaction, and a full disk or table space; 3 is of the files below the tables.
         1290 | 1836 | 1792 | 1021 | 1026 | 1114 | 3 => ErrorKind::Unwritable,
+        // Who it is, and what they may not do: only a person mends that.
+        1044 | 1045 | 1142 | 1143 | 1227 | 1370 | 1419 => ErrorKind::Setup,
         _ => ErrorKind::Database,
     }
 }

@@ -76,6 +76,10 @@ pub async fn uninstall(db: &impl ConnectionTrait) -> Result<()> {
         "tidewire_mutation",
         "tidewire_lease",
         "tidewire_identity",
+        "tidewire_binlog",
+        "tidewire_told",
+        "tidewire_followed",
+        "tidewire_mark",
         "tidewire_schema",
     ] {
         db.execute_unprepared(&format!("DROP TABLE IF EXISTS {table}")).await?;

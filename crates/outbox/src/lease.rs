@@ -129,9 +129,12 @@ impl Lease {
         if rows.is_empty() { Err(self.row.is_lost()) } else { Ok(()) }
     }
 
-    /// As [`fence`](Self::fence), for a transaction that is no recorder's and on PostgreSQL: a query that gives a row while the lease is held.
-    /// Its values are those of [`key`](Self::key), from this number on.
+    /// As [`fence`](Self::fence), for a transaction that is no recorder's: a query that gives a row while the lease is held. Its values are those
+    /// of [`key`](Self::key), on PostgreSQL from this number on.
     pub(crate) fn fence_sql(&self, first: usize) -> String {
+        if self.row.backend() != DbBackend::Postgres {
+            return self.row.fence();
+        }
         let mut parts = self.row.fence().split('?').map(str::to_owned).collect::<Vec<_>>().into_iter();
         let start = parts.next().unwrap_or_default();
         (first..).zip(parts).fold(start, |sql, (number, part)| format!("{sql}${number}{part}"))

@@ -4,6 +4,7 @@ mod capture;
 pub mod cell;
 mod change;
 mod context;
+mod credentials;
 mod cursor;
 mod database;
 mod error;

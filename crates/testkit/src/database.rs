@@ -47,6 +47,11 @@ impl TestDatabase {
         })
     }
 
+    /// An empty database on a MariaDB server of the test's own.
+    pub async fn mariadb_on(server: &MariadbServer) -> Self {
+        Self { url: server.create().await, folder: None, capture: Capture::Log, _server: None }
+    }
+
     /// An empty database on a server of the test's own.
     pub async fn postgres_on(server: &PostgresServer) -> Self {
         Self { url: server.create().await, folder: None, capture: Capture::Triggers, _server: None }

@@ -5,7 +5,7 @@ use std::{
     net::TcpListener,
     os::unix::fs::chown,
     path::{Path, PathBuf},
-    process::{Child, Stdio},
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -13,7 +13,10 @@ use sqlx::{Connection, Executor, MySqlConnection};
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
-use crate::{available, ordinary_user};
+use crate::{Authority, available, ordinary_user};
+
+/// Whom the server may run as, where the tests run as root.
+const USERS: &[&str] = &["mysql", "nobody"];
 
 /// How long a server may take to begin to answer.
 const START: Duration = Duration::from_secs(60);
@@ -34,10 +37,12 @@ const SETTINGS: &[&str] = &[
 /// A server in a temporary folder, on a free port, with the binary log on. It ends with the process, however that ends.
 #[derive(Debug)]
 pub struct MariadbServer {
+    program: PathBuf,
+    settings: Vec<String>,
     port: u16,
-    _folder: TempDir,
-    /// Stops the server when the pipe to it closes.
-    _keeper: Child,
+    folder: TempDir,
+    /// Each stops the server that it has started when the pipe to it closes.
+    keepers: Vec<Child>,
 }
 
 /// The server's program, and the one that makes its tables: on the path, or where Debian's packages put them.
@@ -62,8 +67,7 @@ impl MariadbServer {
                 if !available("mariadb", programs.is_some()) {
                     return None;
                 }
-                let (server, install) = programs?;
-                Some(Self::start(&server, &install, SETTINGS).await)
+                Some(Self::make(programs?, SETTINGS).await)
             })
             .await
             .as_ref()
@@ -75,21 +79,40 @@ impl MariadbServer {
         if !available("mariadb", programs.is_some()) {
             return None;
         }
-        let (server, install) = programs?;
-        Some(Self::start(&server, &install, settings).await)
+        Some(Self::make(programs?, settings).await)
     }
 
-    /// Starts one.
-    async fn start(server: &Path, install: &Path, settings: &[&str]) -> Self {
+    /// A server of the test's own, with settings that stand over the usual ones (`--sync-binlog=1`). `None` where MariaDB is not installed.
+    pub async fn with(settings: &[&str]) -> Option<Self> {
+        Self::own(&[SETTINGS, settings].concat()).await
+    }
+
+    /// A server of one test's own, which talks TLS only, with a certificate for these names. `None` where MariaDB is not installed.
+    pub async fn with_tls(authority: &Authority, names: &[&str]) -> Option<Self> {
+        let mut server = Self::with(&[]).await?;
+        let files = authority.issue(names, server.folder.path());
+        for file in &files {
+            if let Some((user, group)) = ordinary_user::id(USERS) {
+                chown(file, Some(user), Some(group)).unwrap();
+            }
+        }
+        let [certificate, key] = files.map(|file| file.display().to_string());
+        server.settings.extend([format!("--ssl-cert={certificate}"), format!("--ssl-key={key}")]);
+        server.settings.push("--require-secure-transport=ON".to_owned());
+        server.crash().await;
+        Some(server)
+    }
+
+    async fn make((program, install): (PathBuf, PathBuf), settings: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let data = folder.path().join("data");
         fs::create_dir(&data).unwrap();
-        let user = ordinary_user::id(&["mysql", "nobody"]);
+        let user = ordinary_user::id(USERS);
         if let Some((user, group)) = user {
             chown(folder.path(), Some(user), Some(group)).unwrap();
             chown(&data, Some(user), Some(group)).unwrap();
         }
-        let installed = ordinary_user::command(install, user)
+        let installed = ordinary_user::command(&install, user)
             .args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"])
             .arg(format!("--datadir={}", data.display()))
             // It starts a server too, which removes the temporary tables of all who share its folder for them.
@@ -99,35 +122,54 @@ impl MariadbServer {
             .unwrap();
         assert!(installed.status.success(), "{}", String::from_utf8_lossy(&installed.stderr));
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let settings = settings.iter().map(ToString::to_string).collect();
+        let mut server = Self { program, settings, port, folder, keepers: Vec::new() };
+        server.start().await;
+        server
+    }
+
+    /// Starts it, also again.
+    pub async fn start(&mut self) {
         // The keeper waits for the pipe to close, and then stops the server at once and tidies up: this process may be gone by then. A server that
         // starts removes the temporary tables of all who share its folder for them.
         let script = "folder=$1; port=$2; shift 2; \"$0\" --no-defaults --datadir=\"$folder/data\" --tmpdir=\"$folder\" \
                       --socket=\"$folder/socket\" --pid-file=\"$folder/pid\" --port=\"$port\" --bind-address=127.0.0.1 \"$@\" \
-                      >\"$folder/log\" 2>&1 & server=$!; cat; kill -KILL $server; wait $server; rm -rf \"$folder\"";
+                      >>\"$folder/log\" 2>&1 & server=$!; cat; kill -KILL $server; wait $server; rm -rf \"$folder\"";
+        let user = ordinary_user::id(USERS);
         let keeper = ordinary_user::command(Path::new("/bin/sh"), user)
             .arg("-c")
             .arg(script)
-            .arg(server)
-            .arg(folder.path())
-            .arg(port.to_string())
-            .args(settings)
-            .current_dir(folder.path())
+            .arg(&self.program)
+            .arg(self.folder.path())
+            .arg(self.port.to_string())
+            .args(&self.settings)
+            .current_dir(self.folder.path())
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let server = Self { port, _folder: folder, _keeper: keeper };
+        self.keepers.push(keeper);
         let began = Instant::now();
-        while let Err(error) = MySqlConnection::connect(&server.url("mysql")).await {
+        while let Err(error) = MySqlConnection::connect(&self.url("mysql")).await {
             assert!(
                 began.elapsed() < START,
                 "{error}: {}",
-                fs::read_to_string(data.with_file_name("log")).unwrap_or_default()
+                fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
             );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        server
+    }
+
+    /// Kills it in the middle of whatever it does, and starts it again.
+    pub async fn crash(&mut self) {
+        let pid = fs::read_to_string(self.folder.path().join("pid")).unwrap();
+        let killed = Command::new("kill").args(["-KILL", pid.trim()]).status().unwrap();
+        assert!(killed.success(), "{pid}");
+        while Path::new("/proc").join(pid.trim()).join("exe").exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        self.start().await;
     }
 
     /// The URL of one of its databases.

@@ -13,6 +13,7 @@ pub enum Target {
     PostgresLog,
     MariadbHooks,
     MariadbTriggers,
+    MariadbLog,
 }
 
 impl Target {
@@ -26,6 +27,7 @@ impl Target {
             Self::PostgresLog => (TestDatabase::postgres().await, Capture::Log),
             Self::MariadbHooks => (TestDatabase::mariadb().await, Capture::Hooks),
             Self::MariadbTriggers => (TestDatabase::mariadb().await, Capture::Triggers),
+            Self::MariadbLog => (TestDatabase::mariadb().await, Capture::Log),
         };
         Some(database?.captured_by(capture))
     }
@@ -62,6 +64,7 @@ macro_rules! on_every_target {
                 postgres_log: PostgresLog,
                 mariadb_hooks: MariadbHooks,
                 mariadb_triggers: MariadbTriggers,
+                mariadb_log: MariadbLog,
             }
         }
     };

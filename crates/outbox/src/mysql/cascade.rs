@@ -29,6 +29,7 @@ use super::{
     triggers::{COLUMNS, VALUES, identifier, image, literal, of, refuse},
 };
 use crate::{
+    capture::Capture,
     error::{Error, ErrorKind, Result},
     registry::{Catalog, ColumnMeta, EntityMeta},
 };
@@ -37,6 +38,8 @@ use crate::{
 pub(super) struct Cascades<'a> {
     layout: &'a Layout,
     catalog: &'a Catalog,
+    /// Where what follows is written: to the outbox, or to a table that the log shows.
+    capture: Capture,
 }
 
 /// Foreign keys one after another, from the row that is deleted to those which go with it, or lose their reference at the last.
@@ -60,7 +63,7 @@ impl<'a> Ways<'a> {
 impl<'a> Cascades<'a> {
     /// # Errors
     /// [`ErrorKind::Setup`] naming foreign keys whose effects cannot be recorded at all.
-    pub(super) fn new(layout: &'a Layout, catalog: &'a Catalog) -> Result<Self> {
+    pub(super) fn new(layout: &'a Layout, catalog: &'a Catalog, capture: Capture) -> Result<Self> {
         let acts = |action| action != Action::Refuse;
         let problems: Vec<_> = layout
             .foreign_keys
@@ -81,7 +84,7 @@ impl<'a> Cascades<'a> {
                 ),
             ));
         }
-        let cascades = Self { layout, catalog };
+        let cascades = Self { layout, catalog, capture };
         let open: Vec<_> = layout
             .foreign_keys
             .iter()
@@ -194,7 +197,7 @@ impl<'a> Cascades<'a> {
                 }
             };
             let (before, after) = (image(self.layout, entity, &of("t")), image(self.layout, entity, &after));
-            text.push_str(&record(entity, "update", &before, &after, &source));
+            text.push_str(&self.record(entity, "update", &before, &after, &source));
         }
         for (index, path) in ways.deleted.iter().enumerate() {
             let Some(entity) = known(path) else { continue };
@@ -204,7 +207,7 @@ impl<'a> Cascades<'a> {
             {
                 source.push_str(&format!(" AND NOT {}", leads_to(other, "t")));
             }
-            text.push_str(&record(entity, "delete", &image(self.layout, entity, &of("t")), "NULL", &source));
+            text.push_str(&self.record(entity, "delete", &image(self.layout, entity, &of("t")), "NULL", &source));
         }
         text
     }
@@ -259,14 +262,26 @@ impl<'a> Cascades<'a> {
                 other.columns.iter().any(|(child, _)| entity.key_columns().any(|column| column.name == child))
             };
             if keys.iter().filter(to_same).any(in_key) {
-                text.push_str(&record(entity, "delete", &before, "NULL", &source));
-                text.push_str(&record(entity, "insert", "NULL", &after, &source));
+                text.push_str(&self.record(entity, "delete", &before, "NULL", &source));
+                text.push_str(&self.record(entity, "insert", "NULL", &after, &source));
             } else {
-                text.push_str(&record(entity, "update", &before, &after, &source));
+                text.push_str(&self.record(entity, "update", &before, &after, &source));
             }
             text.push_str("END IF; ");
         }
         text
+    }
+
+    fn record(&self, entity: &EntityMeta, operation: &str, before: &str, after: &str, source: &str) -> String {
+        let name = literal(entity.name);
+        let (into, context) = match self.capture {
+            Capture::Log => ("tidewire_followed (entity, operation, `before`, `after`)".to_owned(), String::new()),
+            _ => (format!("tidewire_outbox ({COLUMNS})"), format!("{VALUES}, ")),
+        };
+        format!(
+            "FOR row IN (SELECT {before} AS was, {after} AS is_now FROM {source} LOCK IN SHARE MODE) DO
+             INSERT INTO {into} VALUES ({context}{name}, '{operation}', row.was, row.is_now); END FOR; "
+        )
     }
 }
 
@@ -301,13 +316,5 @@ fn leads_to(path: &[&ForeignKey], alias: &str) -> String {
         identifier(&key.parent),
         equal(key, alias, &next),
         leads_to(before, &next)
-    )
-}
-
-fn record(entity: &EntityMeta, operation: &str, before: &str, after: &str, source: &str) -> String {
-    let name = literal(entity.name);
-    format!(
-        "FOR row IN (SELECT {before} AS was, {after} AS is_now FROM {source} LOCK IN SHARE MODE) DO
-         INSERT INTO tidewire_outbox ({COLUMNS}) VALUES ({VALUES}, {name}, '{operation}', row.was, row.is_now); END FOR; "
     )
 }

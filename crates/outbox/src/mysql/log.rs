@@ -26,10 +26,11 @@ use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
 use sea_orm::sea_query::Values;
 use sea_query_sqlx::SqlxValues;
-use sqlx::{AssertSqlSafe, Executor, MySqlPool, Row, mysql::MySqlRow};
+use sqlx::{AssertSqlSafe, Executor, MySqlConnection, MySqlPool, Row, mysql::MySqlRow};
 
-use super::{Mysql, database_error, dialect::MysqlDialect, epoch::epoch, session::Held};
+use super::{Mysql, binlog, database_error, dialect::MysqlDialect, epoch::epoch, session::Held};
 use crate::{
+    capture::Capture,
     change::{Change, Operation, Texts, Transaction},
     cursor::{Cursor, Epoch, Numbers},
     database::{Fetched, Pruned, Read, ResyncReason, SnapshotSource, Stats},
@@ -47,6 +48,10 @@ const MAX_TRANSACTION: usize = 200_000;
 
 /// How many holes a cursor may have. It is sent with every transaction, and each hole is a few bytes.
 const MAX_HOLES: usize = 2_000;
+
+/// Opens a snapshot, of which the server also says where in the binary log it stands.
+const OPEN_SNAPSHOT: &str =
+    "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY";
 
 /// How many rows retention removes with one statement.
 const REMOVED_AT_ONCE: usize = 1_000;
@@ -78,8 +83,8 @@ pub(super) struct Moment {
 impl Moment {
     /// Where somebody stands who has seen it; none where an epoch is to be begun.
     fn cursor(self) -> Result<Option<Cursor>> {
-        let Some(epoch) = self.epoch else { return Ok(None) };
-        Ok(Some(Cursor::numbered(epoch, bounded(self.numbers)?, None)))
+        let numbers = bounded(self.numbers)?;
+        Ok(self.epoch.map(|epoch| Cursor::numbered(epoch, numbers, None)))
     }
 }
 
@@ -119,8 +124,25 @@ pub(super) async fn moment(pool: &MySqlPool) -> Result<Moment> {
     parse(&text.unwrap_or_default())
 }
 
+/// The same, of a snapshot that is open on a connection; and where the database is captured by its log, where in that the snapshot stands.
+async fn moment_of(database: &Mysql, snapshot: &mut MySqlConnection) -> Result<(Moment, Option<binlog::Place>)> {
+    let text: Option<String> = sqlx::query_scalar(AssertSqlSafe(format!("SELECT {MOMENT}")))
+        .fetch_one(&mut *snapshot)
+        .await
+        .map_err(database_error)?;
+    let place = match database.captured().await? {
+        Capture::Log => Some(binlog::place_of(snapshot).await?),
+        _ => None,
+    };
+    Ok((parse(&text.unwrap_or_default())?, place))
+}
+
 pub(super) async fn position(database: &Mysql) -> Result<Cursor> {
     database.history().await?;
+    if database.captured().await? == Capture::Log {
+        // What has been committed by now is in the outbox a little later.
+        binlog::arrive(database).await?;
+    }
     for _ in 0..ATTEMPTS {
         if let Some(cursor) = moment(&database.pool).await?.cursor()? {
             return Ok(cursor);
@@ -130,15 +152,22 @@ pub(super) async fn position(database: &Mysql) -> Result<Cursor> {
     Err(begun_anew())
 }
 
-/// Where somebody stands who has seen a moment; whoever asks again finds the epoch begun.
-async fn cursor_at(database: &Mysql, moment: Moment) -> Result<Cursor> {
-    match moment.cursor()? {
-        Some(cursor) => Ok(cursor),
-        None => {
-            database.look_for_history().await?;
-            Err(begun_anew())
+/// Where somebody stands who has seen a moment, with what the outbox gets later of what was committed then. Whoever asks again where an epoch was
+/// to be begun finds it begun.
+async fn cursor_at(database: &Mysql, (moment, place): (Moment, Option<binlog::Place>)) -> Result<Cursor> {
+    let Some(epoch) = moment.epoch else {
+        database.look_for_history().await?;
+        return Err(begun_anew());
+    };
+    let numbers = match place {
+        // None is missing below.
+        Some(place) => {
+            let highest = binlog::seen(database, place, moment.numbers.highest).await?;
+            Numbers { highest, holes: Vec::new() }
         }
-    }
+        None => moment.numbers,
+    };
+    Ok(Cursor::numbered(epoch, bounded(numbers)?, None))
 }
 
 pub(super) async fn read(database: &Mysql, after: &Cursor, until: Option<&Cursor>, limit: usize) -> Result<Read> {
@@ -237,7 +266,7 @@ pub(super) fn within(column: &str, ranges: &[(u64, u64)]) -> String {
 const STATE: &str = concat!(
     "l.settled, l.trimmed, ",
     epoch!(),
-    ", GREATEST(l.settled, l.trimmed, COALESCE((SELECT MAX(seq) FROM tidewire_outbox), 0))"
+    ", GREATEST(l.settled, l.trimmed, COALESCE((SELECT MAX(seq) FROM tidewire_outbox), 0)), (SELECT trouble FROM tidewire_binlog)"
 );
 
 /// What [`STATE`] says.
@@ -289,7 +318,7 @@ impl Reader<'_> {
             // As plain text, since it is another text each time.
             let mut rows = self.database.pool.fetch(sqlx::raw_sql(AssertSqlSafe(text)));
             while let Some(row) = rows.try_next().await.map_err(database_error)? {
-                state = Some(State::of(&row));
+                state = Some(self.state(&row));
                 steps.extend(step(&mut texts, &self.database.catalog, &row)?);
             }
         }
@@ -341,7 +370,7 @@ impl Reader<'_> {
         let mut of_one = 0_usize;
         let mut rows = self.database.pool.fetch(sqlx::raw_sql(AssertSqlSafe(text)));
         while let Some(row) = rows.try_next().await.map_err(database_error)? {
-            state = Some(State::of(&row));
+            state = Some(self.state(&row));
             let Some(step) = step(&mut texts, &self.database.catalog, &row)? else { continue };
             of_one = if steps.last().is_some_and(|last| last.tx == step.tx) { of_one + 1 } else { 1 };
             if of_one > MAX_TRANSACTION {
@@ -363,6 +392,12 @@ impl Reader<'_> {
         };
         let transactions = self.transactions(steps, further, edge.is_none().then_some(&end));
         Ok(Some(Read::Transactions { transactions, end, reached_end: edge.is_none() }))
+    }
+
+    /// What a row says of the log.
+    fn state(&self, row: &MySqlRow) -> State {
+        self.database.binlog.note_trouble(row.get(4));
+        State::of(row)
     }
 
     /// Why the reader has to start over, if it has to: it saw numbers that are yet to be given, or something that it may not have seen was removed.
@@ -481,21 +516,36 @@ pub(super) async fn fetch(database: &Mysql, selects: &[Select], with_cursor: boo
     if with_cursor {
         database.history().await?;
     }
+    // One statement is one snapshot; but only of one that is opened as such it is known where in the log it stands.
+    let by_log = with_cursor && database.captured().await? == Capture::Log;
     let mut sql = Sql::default();
     sql.push("SELECT ");
-    sql.push(if with_cursor { MOMENT } else { "NULL" });
+    sql.push(if with_cursor && !by_log { MOMENT } else { "NULL" });
     for select in selects {
         sql.push(", (");
         sql::write(&MysqlDialect, &database.catalog, select, &mut sql);
         sql.push(")");
     }
-    let values = SqlxValues(Values(sql.values));
-    let row =
-        sqlx::query_with(AssertSqlSafe(sql.text), values).fetch_one(&database.pool).await.map_err(database_error)?;
+    let query = sqlx::query_with(AssertSqlSafe(sql.text), SqlxValues(Values(sql.values)));
+    let (row, moment) = if by_log {
+        let mut held = Held::new(&database.pool).await?;
+        let conn = held.connection();
+        conn.execute(sqlx::raw_sql(OPEN_SNAPSHOT)).await.map_err(database_error)?;
+        let row = query.fetch_one(&mut *conn).await.map_err(database_error)?;
+        let moment = moment_of(database, conn).await?;
+        conn.execute("COMMIT").await.map_err(database_error)?;
+        // Before anything is waited for, so that those who wait do not keep each other from connections.
+        held.free();
+        (row, Some(moment))
+    } else {
+        let row = query.fetch_one(&database.pool).await.map_err(database_error)?;
+        let moment = if with_cursor { Some((parse(row.get(0))?, None)) } else { None };
+        (row, moment)
+    };
     let parts = (1..=selects.len()).map(|index| answer(&row, index)).collect::<Result<_>>()?;
-    let cursor = match with_cursor {
-        true => Some(cursor_at(database, parse(row.get(0))?).await?),
-        false => None,
+    let cursor = match moment {
+        Some(moment) => Some(cursor_at(database, moment).await?),
+        None => None,
     };
     Ok(Fetched { parts, cursor })
 }
@@ -522,14 +572,9 @@ pub(super) async fn snapshot(database: &Mysql, entity: EntityId, filter: Filter)
     database.history().await?;
     // Dropped at the end, the connection is closed, and its transaction with it.
     let mut transaction = Held::new(&database.pool).await?;
-    let begin =
-        "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY";
-    transaction.connection().execute(sqlx::raw_sql(begin)).await.map_err(database_error)?;
-    let moment: Option<String> = sqlx::query_scalar(AssertSqlSafe(format!("SELECT {MOMENT}")))
-        .fetch_one(transaction.connection())
-        .await
-        .map_err(database_error)?;
-    let cursor = cursor_at(database, parse(&moment.unwrap_or_default())?).await?;
+    transaction.connection().execute(sqlx::raw_sql(OPEN_SNAPSHOT)).await.map_err(database_error)?;
+    let moment = moment_of(database, transaction.connection()).await?;
+    let cursor = cursor_at(database, moment).await?;
     let columns = database.catalog.entity(entity).columns.len();
     let select = Select { items: (0..columns).map(Item::Cell).collect(), filter, ..Select::new(entity) };
     Ok(Box::new(MysqlSnapshot { transaction, catalog: Arc::clone(&database.catalog), select, cursor }))
@@ -590,6 +635,9 @@ pub(super) async fn prune(
     .await
     .map_err(database_error)?;
     let due: i64 = row.get(0);
+    if database.captured().await? == Capture::Log {
+        binlog::tidy(&mut *database.pool.acquire().await.map_err(database_error)?).await?;
+    }
     let removed = remove(database, due, limit).await?;
     let forgotten = sqlx::query("DELETE FROM tidewire_mutation WHERE at < ? ORDER BY at LIMIT ?")
         .bind(before.map_or(i64::MIN, |time| time.timestamp_millis()))

@@ -3,6 +3,7 @@
 //! MySQL speaks the same protocol and is refused when it is connected to: it has no `@@last_gtid` by which triggers tell transactions apart, no `RETURNING`, no
 //! limit inside `GROUP_CONCAT`, and nobody has tried.
 
+mod binlog;
 mod cascade;
 mod dialect;
 mod epoch;
@@ -18,7 +19,7 @@ mod triggers;
 
 use std::{
     fmt,
-    sync::{Arc, OnceLock, PoisonError, RwLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
@@ -32,7 +33,7 @@ use sqlx::{
     ConnectOptions, Connection, Executor, MySqlConnection, Row,
     mysql::{MySqlConnectOptions, MySqlPool, MySqlPoolOptions},
 };
-use tokio::sync::{Notify, OnceCell};
+use tokio::sync::{Notify, watch};
 
 use self::{
     dialect::MysqlDialect,
@@ -42,7 +43,7 @@ use self::{
     statement::Effect,
 };
 use crate::{
-    capture::{self, Capture},
+    capture::{self, Capture, LogStatus},
     context::Context,
     cursor::Cursor,
     database::{Database, Executed, Fetched, Packed, Pruned, Read, Rows, Session, SnapshotSource, Stats, Text},
@@ -79,7 +80,8 @@ pub(crate) struct Mysql {
     history: RwLock<Option<(Arc<History>, Instant)>>,
     /// How the options want it captured.
     wanted: Option<Capture>,
-    captured: OnceCell<Capture>,
+    captured: Mutex<Option<Capture>>,
+    binlog: binlog::Shared,
     hooks: Hooks,
     semantics: OnceLock<Arc<Semantics>>,
 }
@@ -160,7 +162,8 @@ impl Mysql {
             settling: Settling::default(),
             history: RwLock::default(),
             wanted: options.capture,
-            captured: OnceCell::new(),
+            captured: Mutex::default(),
+            binlog: binlog::Shared::default(),
             semantics: OnceLock::new(),
         }
     }
@@ -195,21 +198,24 @@ impl Mysql {
 
     /// How it is captured, which has to be known before the first write.
     async fn captured(&self) -> Result<Capture> {
-        let captured = self.captured.get_or_try_init(|| async {
-            let found = self.capture().await?;
-            match self.wanted {
-                Some(wanted) if wanted != found => Err(capture::mismatch(found, wanted)),
-                _ => Ok(found),
-            }
-        });
-        captured.await.copied()
+        let known = *self.captured.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(captured) = known {
+            return Ok(captured);
+        }
+        let found = self.capture().await?;
+        if let Some(wanted) = self.wanted.filter(|wanted| *wanted != found) {
+            return Err(capture::mismatch(found, wanted));
+        }
+        *self.captured.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
+        Ok(found)
     }
 
     /// As a new transaction is to be recorded.
     async fn capturing(&self) -> Result<Capturing> {
         Ok(match self.captured().await? {
             Capture::Hooks => Capturing::Hooks(self.hooks.schema(&self.pool).await?),
-            Capture::Triggers | Capture::Log => Capturing::Triggers,
+            Capture::Triggers => Capturing::Triggers,
+            Capture::Log => Capturing::Log,
         })
     }
 
@@ -322,7 +328,7 @@ async fn check_binary_log(conn: &mut MySqlConnection) -> Result<()> {
     if seen[0] == seen[1] {
         return Err(Error::new(
             ErrorKind::Setup,
-            "capture by triggers needs the binary log: it tells transactions apart. Start the server with `log_bin`, without a filter \
+            "capture needs the binary log: it tells transactions apart. Start the server with `log_bin`, without a filter \
              that leaves this database out",
         ));
     }
@@ -364,21 +370,46 @@ impl Database for Mysql {
     }
 
     async fn install_capture(&self, capture: Capture) -> Result<()> {
-        let mut conn = self.pool.acquire().await.map_err(database_error)?;
-        match capture {
-            Capture::Triggers => {
-                check_binary_log(&mut conn).await?;
-                triggers::install(&mut conn, &self.catalog).await?;
+        let was_log = self.capture().await? == Capture::Log;
+        if capture == Capture::Log {
+            binlog::install(self).await?;
+        } else {
+            // Dropped on an error, the connection is closed, and what it has locked is free.
+            let mut held = Held::new(&self.pool).await?;
+            let conn = held.connection();
+            if capture == Capture::Triggers {
+                check_binary_log(conn).await?;
             }
-            Capture::Hooks => triggers::remove(&mut conn).await?,
-            Capture::Log => {
-                let problem =
-                    "MariaDB's binary log is not read yet: capture by `triggers`, which see what any program writes";
-                return Err(Error::new(ErrorKind::Setup, problem));
+            if was_log {
+                binlog::finish(self, conn).await?;
             }
+            match capture {
+                Capture::Hooks => triggers::remove(conn).await?,
+                _ => triggers::install(conn, &self.catalog, capture).await?,
+            }
+            let said = sqlx::query("UPDATE tidewire_log SET capture = ?").bind(capture.to_string());
+            said.execute(&self.pool).await.map_err(database_error)?;
+            conn.execute(sqlx::raw_sql(binlog::UNLOCK)).await.map_err(database_error)?;
+            held.free();
         }
-        let said = sqlx::query("UPDATE tidewire_log SET capture = ?").bind(capture.to_string());
-        said.execute(&mut *conn).await.map(drop).map_err(database_error)
+        *self.captured.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        Ok(())
+    }
+
+    async fn run_capture(self: Arc<Self>, stop: watch::Receiver<bool>) {
+        binlog::run(self, stop).await;
+    }
+
+    async fn log_status(&self) -> Result<Option<LogStatus>> {
+        if self.capture().await? != Capture::Log {
+            return Ok(None);
+        }
+        let mut conn = self.pool.acquire().await.map_err(database_error)?;
+        binlog::status(&mut conn).await.map(Some)
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.binlog.trouble()
     }
 
     async fn semantics(&self) -> Result<Arc<Semantics>> {
@@ -432,6 +463,13 @@ impl Database for Mysql {
         let capturing = self.capturing().await?;
         let (catalog, doorbell) = (Arc::clone(&self.catalog), Arc::clone(&self.doorbell));
         Ok(Arc::new(MysqlSession::begin(&self.pool, capturing, context, &options, catalog, doorbell).await?))
+    }
+
+    async fn begin_own(&self) -> Result<Arc<dyn Session>, DbErr> {
+        let (catalog, doorbell) = (Arc::clone(&self.catalog), Arc::clone(&self.doorbell));
+        let (context, options) = (Context::default(), TransactionOptions::default());
+        let session = MysqlSession::begin(&self.pool, Capturing::Triggers, &context, &options, catalog, doorbell);
+        Ok(Arc::new(session.await?))
     }
 
     async fn position(&self) -> Result<Cursor> {

@@ -2,7 +2,7 @@
 
 use sqlx::MySqlConnection;
 
-use super::{database_error, layout::Layout, triggers};
+use super::{binlog, database_error, layout::Layout, triggers};
 use crate::{
     capture::Capture,
     error::{Error, ErrorKind, Result},
@@ -58,6 +58,35 @@ CREATE TABLE IF NOT EXISTS tidewire_lease (
   token bigint NOT NULL,
   expires bigint NOT NULL
 ) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin;
+-- Of capture by the binary log: up to where it has been read.
+CREATE TABLE IF NOT EXISTS tidewire_binlog (
+  one int NOT NULL PRIMARY KEY CHECK (one = 1),
+  gtid text NOT NULL,
+  file varchar(512) NOT NULL,
+  place bigint NOT NULL,
+  at datetime(3),
+  prepared longtext NOT NULL,
+  trouble text
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin;
+INSERT IGNORE INTO tidewire_binlog VALUES (1, '', '', 0, NULL, '[]', NULL);
+-- And what the log shows to its reader: in whose name a session writes, what foreign keys have done, and a mark behind a place.
+CREATE TABLE IF NOT EXISTS tidewire_told (
+  session bigint unsigned NOT NULL PRIMARY KEY,
+  n bigint NOT NULL,
+  actor text NOT NULL,
+  origin text,
+  mutation_id text,
+  at datetime NOT NULL
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin;
+CREATE TABLE IF NOT EXISTS tidewire_followed (
+  id bigint unsigned NOT NULL AUTO_INCREMENT PRIMARY KEY,
+  entity varchar(64) NOT NULL,
+  operation varchar(6) NOT NULL,
+  `before` longtext,
+  `after` longtext
+) ENGINE=InnoDB ROW_FORMAT=DYNAMIC DEFAULT CHARSET=utf8mb4 COLLATE=utf8mb4_bin;
+CREATE TABLE IF NOT EXISTS tidewire_mark (one int NOT NULL PRIMARY KEY CHECK (one = 1), n bigint NOT NULL) ENGINE=InnoDB;
+INSERT IGNORE INTO tidewire_mark VALUES (1, 0);
 "];
 
 /// Looks for tables and columns, and whether the capture is in place and up to date.
@@ -68,8 +97,9 @@ pub(super) async fn check(conn: &mut MySqlConnection, catalog: &Catalog, capture
     let layout = Layout::read(&mut *conn).await?;
     check_tables(&layout, catalog)?;
     match capture {
-        Capture::Triggers => triggers::check(&layout, catalog),
-        Capture::Hooks | Capture::Log => Ok(()),
+        Capture::Triggers => triggers::check(&layout, catalog, capture),
+        Capture::Log => binlog::check(conn, &layout, catalog).await,
+        Capture::Hooks => Ok(()),
     }
 }
 

@@ -14,7 +14,7 @@ use sqlx::{
 use tokio::sync::{Mutex, Notify};
 
 use super::{
-    database_error,
+    binlog, database_error,
     dialect::MysqlDialect,
     executed,
     hooks::{Progress, Schema},
@@ -68,12 +68,15 @@ pub(super) struct MysqlSession {
 pub(super) enum Capturing {
     Hooks(Arc<Schema>),
     Triggers,
+    Log,
 }
 
 struct Open {
     held: Option<Held>,
-    /// In whose name the connection's variables say that it writes. Hooks say it with each write.
-    context: Context,
+    /// Whether the binary log is told.
+    by_log: bool,
+    /// In whose name the connection's variables say that it writes, or what it said last to the log, where that is known. Hooks say it with each write.
+    context: Option<Context>,
     /// What hooks have done.
     progress: Progress,
 }
@@ -89,15 +92,20 @@ pub(super) fn expression(text: &str) -> String {
     format!("CONVERT(X'{}' USING utf8mb4)", data_encoding::HEXLOWER.encode(text.as_bytes()))
 }
 
-/// The statement that tells triggers in whose name a session writes.
-pub(super) fn set_context(context: &Context) -> String {
+/// Actor, origin and mutation id as expressions.
+pub(super) fn values(context: &Context) -> [String; 3] {
     let maybe = |text: Option<&str>| text.map_or_else(|| "NULL".to_owned(), expression);
-    format!(
-        "SET @tidewire_actor = {}, @tidewire_origin = {}, @tidewire_mutation = {}",
+    [
         expression(context.actor.as_str()),
         maybe(context.origin.as_ref().map(|origin| origin.as_str())),
         maybe(context.mutation_id.as_ref().map(|id| id.as_str())),
-    )
+    ]
+}
+
+/// The statement that tells triggers in whose name a session writes.
+pub(super) fn set_context(context: &Context) -> String {
+    let [actor, origin, mutation] = values(context);
+    format!("SET @tidewire_actor = {actor}, @tidewire_origin = {origin}, @tidewire_mutation = {mutation}")
 }
 
 fn begin(options: &TransactionOptions) -> String {
@@ -186,13 +194,18 @@ impl Open {
 
     async fn rollback_to(&mut self, level: u32) -> Result<(), DbErr> {
         let savepoint = savepoint(level);
+        if self.by_log {
+            // What was said since is taken back too.
+            self.context = None;
+        }
         self.control(format!("ROLLBACK TO SAVEPOINT {savepoint}; RELEASE SAVEPOINT {savepoint}")).await
     }
 
     async fn set_context(&mut self, context: &Context) -> Result<(), DbErr> {
-        if self.context != *context {
-            self.control(set_context(context)).await?;
-            self.context = context.clone();
+        if self.context.as_ref() != Some(context) {
+            let tell = if self.by_log { binlog::tell(context) } else { set_context(context) };
+            self.control(tell).await?;
+            self.context = Some(context.clone());
         }
         Ok(())
     }
@@ -200,7 +213,7 @@ impl Open {
     /// Ends the transaction, and makes the connection as all others are.
     async fn end(&mut self, how: &str) -> Result<(), DbErr> {
         let mut text = how.to_owned();
-        if self.context != Context::default() {
+        if !self.by_log && self.context != Some(Context::default()) {
             text.push_str("; ");
             text.push_str(&set_context(&Context::default()));
         }
@@ -224,6 +237,7 @@ impl MysqlSession {
         let mut held = Held::new(pool).await?;
         let mut text = begin(options);
         let mut told = Context::default();
+        // Hooks say it with each write, and the log is told with the first.
         if matches!(capture, Capturing::Triggers) && *context != told {
             text = format!("{}; {text}", set_context(context));
             told = context.clone();
@@ -232,7 +246,8 @@ impl MysqlSession {
         let mut progress = Progress::new();
         progress.open_gaps =
             matches!(options.isolation_level, Some(IsolationLevel::ReadCommitted | IsolationLevel::ReadUncommitted));
-        let open = Open { held: Some(held), context: told, progress };
+        let by_log = matches!(capture, Capturing::Log);
+        let open = Open { held: Some(held), by_log, context: Some(told), progress };
         Ok(Self { open: Mutex::new(open), abandoned: Abandoned::default(), capture, catalog, doorbell })
     }
 

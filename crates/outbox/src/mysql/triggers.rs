@@ -18,6 +18,7 @@ use sqlx::{AssertSqlSafe, Executor, MySqlConnection};
 
 use super::{cascade, database_error, dialect::MysqlDialect, layout::Layout};
 use crate::{
+    capture::Capture,
     error::{Error, ErrorKind, Result},
     registry::{Catalog, ColumnMeta, EntityMeta},
     sql::Dialect,
@@ -109,12 +110,17 @@ pub(super) fn enter_barrier(variable: &str) -> String {
 /// What comes before the first row that a trigger records.
 pub(super) fn enter() -> String {
     format!(
-        "IF @@sql_log_bin = 0 THEN {} END IF;
+        "{}
          {}
          SET @tidewire_session = COALESCE(@tidewire_session, UUID());",
-        refuse("with sql_log_bin off, transactions cannot be told apart and are not recorded"),
+        refuse_unlogged(),
         enter_barrier("tidewire_n"),
     )
+}
+
+fn refuse_unlogged() -> String {
+    let why = refuse("with sql_log_bin off, transactions cannot be told apart and are not recorded");
+    format!("IF @@sql_log_bin = 0 THEN {why} END IF;")
 }
 
 /// Refuses what would not fit into an answer when it is read back.
@@ -145,7 +151,7 @@ fn key_differs(entity: &EntityMeta) -> String {
 ///
 /// # Errors
 /// [`ErrorKind::Setup`] naming a table without transactions, or foreign keys whose effects cannot be recorded.
-pub(super) fn wanted(layout: &Layout, catalog: &Catalog) -> Result<Vec<Wanted>> {
+pub(super) fn wanted(layout: &Layout, catalog: &Catalog, capture: Capture) -> Result<Vec<Wanted>> {
     if let Some(entity) = catalog.entities().iter().find(|entity| !layout.is_transactional(entity.name)) {
         let problem = format!(
             "{} is not a table of InnoDB: what another engine has written stays though the transaction is rolled back. \
@@ -154,15 +160,15 @@ pub(super) fn wanted(layout: &Layout, catalog: &Catalog) -> Result<Vec<Wanted>> 
         );
         return Err(Error::new(ErrorKind::Setup, problem));
     }
-    if !layout.sequences.is_empty() {
+    if capture == Capture::Triggers && !layout.sequences.is_empty() {
         let problem = format!(
             "the database has sequences ({}): a transaction that calls NEXTVAL would come in two, since the server logs that at once. Use \
-             AUTO_INCREMENT instead, or capture by hooks",
+             AUTO_INCREMENT instead, or capture by hooks or log",
             layout.sequences.join(", ")
         );
         return Err(Error::new(ErrorKind::Setup, problem));
     }
-    let cascades = cascade::Cascades::new(layout, catalog)?;
+    let cascades = cascade::Cascades::new(layout, catalog, capture)?;
     let mut wanted = Vec::new();
     let mut add = |table: &str, moment: &'static str, body: String| {
         let tail = data_encoding::HEXLOWER.encode(&Sha256::digest(table.as_bytes())[..4]);
@@ -172,7 +178,10 @@ pub(super) fn wanted(layout: &Layout, catalog: &Catalog) -> Result<Vec<Wanted>> 
         wanted.push(Wanted { name, table: table.to_owned(), moment, body });
     };
     let body = |text: String| format!("BEGIN DECLARE tidewire_n BIGINT; DECLARE was, is_now {TEXT}; {text} END");
-    for entity in catalog.entities() {
+    // The log tells all but what foreign keys do.
+    let by_log = capture == Capture::Log;
+    let enter = || if by_log { refuse_unlogged() } else { enter() };
+    for entity in catalog.entities().iter().filter(|_| !by_log) {
         let (old, new) = (image(layout, entity, &of("OLD")), image(layout, entity, &of("NEW")));
         let insert = format!(
             "SET is_now = {new}; {} {} {}",
@@ -206,7 +215,7 @@ pub(super) fn wanted(layout: &Layout, catalog: &Catalog) -> Result<Vec<Wanted>> 
         if !text.is_empty() {
             add(table, "BEFORE DELETE", body(format!("{} {text}", enter())));
         }
-        if catalog.find(table).is_none() {
+        if by_log || catalog.find(table).is_none() {
             let text = cascades.after_update(table);
             if !text.is_empty() {
                 add(table, "AFTER UPDATE", body(format!("{} {text}", enter())));
@@ -231,13 +240,13 @@ fn is_there(layout: &Layout, wanted: &Wanted) -> bool {
     })
 }
 
-/// Installs the triggers of all entities, or brings them up to date, and removes those of their tables that are not wanted any more.
+/// Installs the triggers that a capture needs, or brings them up to date, and removes those of their tables that are not wanted any more.
 ///
 /// # Errors
 /// [`ErrorKind::Setup`] naming tables that another program has recorded, which knows more entities than this one.
-pub(super) async fn install(conn: &mut MySqlConnection, catalog: &Catalog) -> Result<()> {
+pub(super) async fn install(conn: &mut MySqlConnection, catalog: &Catalog, capture: Capture) -> Result<()> {
     let layout = Layout::read(&mut *conn).await?;
-    let all = wanted(&layout, catalog)?;
+    let all = wanted(&layout, catalog, capture)?;
     let is_known = |table: &str| catalog.find(table).is_some() || all.iter().any(|trigger| trigger.table == table);
     let strange: BTreeSet<&str> = layout
         .triggers
@@ -301,9 +310,9 @@ async fn drop_triggers(conn: &mut MySqlConnection, names: impl Iterator<Item = &
 ///
 /// # Errors
 /// [`ErrorKind::Setup`] naming the tables whose triggers are not.
-pub(super) fn check(layout: &Layout, catalog: &Catalog) -> Result<()> {
+pub(super) fn check(layout: &Layout, catalog: &Catalog, capture: Capture) -> Result<()> {
     let mut drifted: Vec<String> = Vec::new();
-    for trigger in wanted(layout, catalog)?.into_iter().filter(|trigger| !is_there(layout, trigger)) {
+    for trigger in wanted(layout, catalog, capture)?.into_iter().filter(|trigger| !is_there(layout, trigger)) {
         if drifted.last() != Some(&trigger.table) {
             drifted.push(trigger.table);
         }

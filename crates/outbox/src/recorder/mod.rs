@@ -84,7 +84,7 @@ pub struct RecorderOptions {
     /// `pool_mode = transaction`). Doorbells of other processes are heard over it. Only PostgreSQL has a use for it. Default none.
     pub direct_url: Option<String>,
     /// Under capture by the database's own log: how much of it the database may keep for us before that is given up, in bytes; `None` for no
-    /// limit. Then all who follow start over. Default 16 GiB.
+    /// limit. Then all who follow start over. Only PostgreSQL keeps any for us. Default 16 GiB.
     pub max_kept_log: Option<u64>,
     /// How the log is followed.
     pub log: crate::LogOptions,

@@ -25,6 +25,14 @@ fn every_value_survives_the_way_through_the_outbox_on_mariadb() {
     survive(&runtime, &zoo, arbitrary::for_mariadb);
 }
 
+#[test]
+fn every_value_survives_the_way_through_the_log_of_mariadb() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let Some(database) = runtime.block_on(TestDatabase::mariadb()) else { return };
+    let zoo = runtime.block_on(Zoo::of(database.captured_by(tidewire_outbox::Capture::Log)));
+    survive(&runtime, &zoo, arbitrary::for_mariadb);
+}
+
 fn survive(runtime: &tokio::runtime::Runtime, zoo: &Zoo, fit: fn(everything::Model) -> everything::Model) {
     let meta = zoo.recorder.catalog().of::<everything::Entity>().unwrap();
     let mut runner = TestRunner::new(ProptestConfig { cases: 300, failure_persistence: None, ..Default::default() });

@@ -71,9 +71,9 @@ async fn open(database: &TestDatabase) -> Recorder {
 }
 
 /// What a transaction did to each row, in the order of the row's changes: that of different rows is a capture's own.
-type History = BTreeMap<(String, Vec<Option<String>>), Vec<String>>;
+pub(crate) type History = BTreeMap<(String, Vec<Option<String>>), Vec<String>>;
 
-async fn history(recorder: &Recorder) -> Vec<History> {
+pub(crate) async fn history(recorder: &Recorder) -> Vec<History> {
     let catalog = recorder.catalog();
     let end = recorder.log().position().await.unwrap();
     let mut follower = recorder.log().follow_all(Cursor::start()).await.unwrap();

@@ -1,11 +1,11 @@
-//! One URL means the same to all connections to PostgreSQL: whether they are encrypted, and who is believed to be the server.
+//! One URL means the same to all connections to a database: whether they are encrypted, and who is believed to be the server.
 
 use std::path::Path;
 
 use sea_orm::{ActiveModelTrait, Set};
-use tidewire_outbox::{Capture, Recorder, Step};
+use tidewire_outbox::{Capture, Recorder, RecorderOptions, Step, install};
 use tidewire_testkit::{
-    Authority, PostgresServer, TestDatabase, soon,
+    Authority, MariadbServer, PostgresServer, TestDatabase, soon,
     zoo::{self, food},
 };
 
@@ -89,4 +89,31 @@ async fn what_is_wrong_with_the_certificate_is_told() {
     let zoo = Zoo::of(TestDatabase::at(url).captured_by(Capture::Log)).await;
     let error = zoo.recorder.log().position().await.unwrap_err().to_string();
     assert!(error.contains("certificate") && error.contains("`verify-ca`"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_binary_log_is_read_as_privately_as_everything_else() {
+    let authority = Authority::new();
+    let Some(server) = MariadbServer::with_tls(&authority, &["localhost"]).await else { return };
+    let trusted = format!("&ssl-ca={}", authority.file().display());
+    for (host, mode, trusted) in [
+        ("127.0.0.1", "PREFERRED", ""),
+        ("127.0.0.1", "REQUIRED", ""),
+        ("localhost", "VERIFY_CA", &trusted),
+        ("localhost", "VERIFY_IDENTITY", &trusted),
+    ] {
+        let url = format!("{}?ssl-mode={mode}{trusted}", server.create().await.replace("127.0.0.1", host));
+        let zoo = Zoo::of(TestDatabase::at(url).captured_by(Capture::Log)).await;
+        zoo.populate().await;
+        zoo.assert_replays().await;
+        zoo.recorder.close().await;
+    }
+    // There, `VERIFY_CA` is stricter than elsewhere. That is said.
+    let url = format!("{}?ssl-mode=VERIFY_CA{trusted}", server.create().await);
+    let mut options = RecorderOptions::default();
+    options.capture = Some(Capture::Log);
+    let recorder = Recorder::connect_with(&url, zoo::registry(), options).await.unwrap();
+    install(recorder.unrecorded()).await.unwrap();
+    let error = recorder.install_capture().await.unwrap_err().to_string();
+    assert!(error.contains("certificate") && error.contains("`VERIFY_CA`"), "{error}");
 }

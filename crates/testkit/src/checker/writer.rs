@@ -123,6 +123,9 @@ impl Writer {
         let before = newest(&transaction).await?;
         let id = format!("{}-{round}-{:08x}", self.seed, self.random.random::<u32>());
         transaction.set_mutation(Some(MutationId::new(&id)));
+        if ConnectionTrait::get_database_backend(&transaction) == DbBackend::MySql {
+            transaction.execute_unprepared(&format!("SET @tally = '{id}'")).await?;
+        }
         // Where writers do not queue for one lock anyway, some take their time.
         let backend = ConnectionTrait::get_database_backend(&transaction);
         let dawdles = backend != DbBackend::Sqlite;
@@ -237,11 +240,17 @@ async fn newest(db: &impl ConnectionTrait) -> Result<i64, DbErr> {
 
 /// How many changes a mutation has made so far, after a place in the outbox.
 async fn changes_of(db: &impl ConnectionTrait, after: i64, id: &str) -> Result<i64, DbErr> {
+    // Under capture by the log the outbox has them later, and they are counted elsewhere.
     if db.get_database_backend() == DbBackend::Postgres {
-        return number(db, "SELECT count(*) FROM tally WHERE xid = pg_current_xact_id_if_assigned()::text".into())
-            .await;
+        let count = "SELECT count(*) FROM tally WHERE xid = pg_current_xact_id_if_assigned()::text";
+        return number(db, count.into()).await;
     }
-    number(db, format!("SELECT count(*) FROM tidewire_outbox WHERE seq > {after} AND mutation_id = '{id}'")).await
+    let tally = match db.get_database_backend() {
+        DbBackend::MySql => number(db, format!("SELECT count(*) FROM tally WHERE tx = '{id}'")).await?,
+        _ => 0,
+    };
+    let recorded = format!("SELECT count(*) FROM tidewire_outbox WHERE seq > {after} AND mutation_id = '{id}'");
+    Ok(tally + number(db, recorded).await?)
 }
 
 pub(super) async fn number(db: &impl ConnectionTrait, sql: String) -> Result<i64, DbErr> {

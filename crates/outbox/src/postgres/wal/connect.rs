@@ -1,17 +1,14 @@
 //! The replication connection, which is another crate's: its options are made of those of all other connections, so that one URL means the same to
 //! both.
 
-use std::{borrow::Cow, path::PathBuf, time::Duration};
+use std::time::Duration;
 
-use percent_encoding::percent_decode_str;
 use pgwire_replication::{Lsn, PgWireError, ReplicationConfig, SslMode, TlsConfig};
-use sqlx::{
-    ConnectOptions,
-    postgres::{PgConnectOptions, PgSslMode},
-};
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 use super::slot;
 use crate::{
+    credentials::{file, password},
     error::{Error, ErrorKind, Result},
     postgres::Postgres,
 };
@@ -28,9 +25,7 @@ pub(super) fn configuration(database: &Postgres, slot: &str, begin: u64) -> Resu
         Some(folder) => (folder.display().to_string(), TlsConfig::disabled()),
         None => (options.get_host().to_owned(), tls(&options)?),
     };
-    let url = options.to_url_lossy();
-    let mut config =
-        ReplicationConfig::new(host, &user, decoded(url.password().unwrap_or_default()), name, slot, slot::PUBLICATION);
+    let mut config = ReplicationConfig::new(host, &user, password(&*options), name, slot, slot::PUBLICATION);
     config.port = options.get_port();
     config.tls = tls;
     config.start_lsn = Lsn::from_u64(begin);
@@ -79,22 +74,4 @@ fn tls(options: &PgConnectOptions) -> Result<TlsConfig> {
         // Else an address in numbers would be refused, which a certificate may well be for.
         sni_hostname: Some(options.get_host().to_owned()),
     })
-}
-
-/// The options tell their files, as the password, only in their URL.
-fn file(options: &PgConnectOptions, name: &str) -> Result<Option<PathBuf>> {
-    let url = options.to_url_lossy();
-    let Some((_, value)) = url.query_pairs().find(|(key, _)| key == name) else { return Ok(None) };
-    match value.strip_prefix("file: ") {
-        Some(path) => Ok(Some(path.into())),
-        None => Err(Error::new(
-            ErrorKind::Setup,
-            format!("capture by the database's own log reads `{name}` from a file; name one in the URL"),
-        )),
-    }
-}
-
-/// Of a part of a URL, what it says.
-fn decoded(part: &str) -> Cow<'_, str> {
-    percent_decode_str(part).decode_utf8_lossy()
 }
