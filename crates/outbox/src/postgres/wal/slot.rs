@@ -1,6 +1,9 @@
 //! What capture by the log needs in the database: a publication, a replication slot, replica identities, and triggers that tell of `TRUNCATE`.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, PgPool, Row, postgres::types::Oid};
 
@@ -503,6 +506,8 @@ pub(super) async fn status(conn: &mut PgConnection) -> Result<LogStatus> {
 /// The entities by the ids of their tables and of those' partitions; and refuses where the publication has a table that is no entity's, whose changes this
 /// program could not record.
 pub(super) async fn entities(conn: &mut PgConnection, catalog: &Catalog) -> Result<HashMap<u32, EntityId>> {
+    // First what is published: a partition that is made meanwhile is found among the tables then. One that is dropped is published no more.
+    let mut published = published(conn).await?;
     let mut entities = HashMap::new();
     for entity in catalog.entities() {
         let found = "SELECT oid FROM pg_class
@@ -511,17 +516,13 @@ pub(super) async fn entities(conn: &mut PgConnection, catalog: &Catalog) -> Resu
         // A partition's changes are told as its own.
         entities.extend(rows.iter().map(|row| (row.get::<Oid, _>(0).0, entity.id)));
     }
-    let published = sqlx::query(
-        "SELECT c.oid, t.tablename::text FROM pg_publication_tables t JOIN pg_namespace n ON n.nspname = t.schemaname
-           JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename WHERE t.pubname = $1",
-    )
-    .bind(PUBLICATION)
-    .fetch_all(conn)
-    .await
-    .map_err(database_error)?;
-    let unknown: Vec<String> =
-        published.iter().filter(|row| !entities.contains_key(&row.get::<Oid, _>(0).0)).map(|row| row.get(1)).collect();
-    if !unknown.is_empty() {
+    published.retain(|table, _| !entities.contains_key(table));
+    if !published.is_empty() {
+        let still = self::published(conn).await?;
+        published.retain(|table, _| still.contains_key(table));
+    }
+    if !published.is_empty() {
+        let unknown: Vec<String> = published.into_values().collect();
         return Err(Error::new(
             ErrorKind::Setup,
             format!(
@@ -532,6 +533,19 @@ pub(super) async fn entities(conn: &mut PgConnection, catalog: &Catalog) -> Resu
         ));
     }
     Ok(entities)
+}
+
+/// The names of published tables by their ids; of a partitioned table, its partitions.
+async fn published(conn: &mut PgConnection) -> Result<BTreeMap<u32, String>> {
+    let rows = sqlx::query(
+        "SELECT c.oid, t.tablename::text FROM pg_publication_tables t JOIN pg_namespace n ON n.nspname = t.schemaname
+           JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename WHERE t.pubname = $1",
+    )
+    .bind(PUBLICATION)
+    .fetch_all(conn)
+    .await
+    .map_err(database_error)?;
+    Ok(rows.iter().map(|row| (row.get::<Oid, _>(0).0, row.get(1))).collect())
 }
 
 /// The columns of a table, as it is now.
