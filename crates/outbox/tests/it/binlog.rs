@@ -4,16 +4,16 @@ use std::time::{Duration, Instant};
 
 use sea_orm::{ActiveModelTrait, ConnectionTrait, DbBackend, Set, Statement, TransactionSession, TransactionTrait};
 use tidewire_outbox::{
-    Actor, Capture, Cursor, Error, ErrorKind, Origin, Recorder, RecorderOptions, Registry, ResyncReason, Step, install,
+    Actor, Capture, Cursor, Error, ErrorKind, Origin, Recorder, RecorderOptions, Registry, ResyncReason, install,
 };
 use tidewire_testkit::{
-    MariadbServer, TestDatabase, eventually, soon,
+    MariadbServer, TestDatabase, eventually,
     zoo::{self, food},
 };
 
 use crate::{
     differential::history,
-    support::{Zoo, operations, run, transactions},
+    support::{Zoo, first_resync, node, operations, run, transactions},
 };
 
 async fn zoo() -> Option<Zoo> {
@@ -23,25 +23,6 @@ async fn zoo() -> Option<Zoo> {
 async fn text(db: &impl ConnectionTrait, sql: &str) -> Option<String> {
     let row = db.query_one_raw(Statement::from_string(DbBackend::MySql, sql)).await.unwrap()?;
     row.try_get_by_index::<Option<String>>(0).unwrap()
-}
-
-/// Another node of the same database, which takes part in reading the log.
-async fn node(zoo: &Zoo, options: RecorderOptions) -> Recorder {
-    let node = Recorder::connect_with(zoo.database.url(), zoo::registry(), options).await.unwrap();
-    node.start_capture().await.unwrap();
-    node
-}
-
-async fn first_resync(recorder: &Recorder, after: Cursor) -> ResyncReason {
-    let mut follower = recorder.log().follow_all(after).await.unwrap();
-    loop {
-        match soon(follower.next()).await {
-            Ok(Step::Resync(reason)) => return reason,
-            Ok(Step::Transactions { .. }) => {}
-            Ok(Step::Ended) => panic!("ended"),
-            Err(error) => assert!(error.is_transient(), "{error:?}"),
-        }
-    }
 }
 
 /// What programs write that know nothing of Tidewire, in whatever way.

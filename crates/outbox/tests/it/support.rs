@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use sea_orm::{ConnectionTrait, DatabaseConnection, EntityTrait, Set};
-use tidewire_outbox::{Cursor, Operation, Recorder, Step, Transaction};
+use tidewire_outbox::{Cursor, Operation, Recorder, RecorderOptions, ResyncReason, Step, Transaction};
 use tidewire_testkit::{
     Replica, TestDatabase, soon,
     zoo::{self, animal, chip, diet, food, keeper, visit},
@@ -145,4 +145,24 @@ pub(crate) fn operations(transactions: &[Arc<Transaction>]) -> [usize; 3] {
     let changes: Vec<_> = transactions.iter().flat_map(|transaction| &transaction.changes).collect();
     [Operation::Insert, Operation::Update, Operation::Delete]
         .map(|operation| changes.iter().filter(|change| change.operation == operation).count())
+}
+
+/// Another node of the same database, which takes part in reading the log.
+pub(crate) async fn node(zoo: &Zoo, options: RecorderOptions) -> Recorder {
+    let node = Recorder::connect_with(zoo.database.url(), zoo::registry(), options).await.unwrap();
+    node.start_capture().await.unwrap();
+    node
+}
+
+/// Why somebody who follows from a cursor is told to start over.
+pub(crate) async fn first_resync(recorder: &Recorder, after: Cursor) -> ResyncReason {
+    let mut follower = recorder.log().follow_all(after).await.unwrap();
+    loop {
+        match soon(follower.next()).await {
+            Ok(Step::Resync(reason)) => return reason,
+            Ok(Step::Transactions { .. }) => {}
+            Ok(Step::Ended) => panic!("ended"),
+            Err(error) => assert!(error.is_transient(), "{error:?}"),
+        }
+    }
 }

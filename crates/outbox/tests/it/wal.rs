@@ -17,7 +17,7 @@ use tidewire_testkit::{
     zoo::{self, food},
 };
 
-use crate::support::{Zoo, operations, run};
+use crate::support::{Zoo, first_resync, node, operations, run};
 
 async fn zoo() -> Option<Zoo> {
     Some(Zoo::of(TestDatabase::postgres().await?.captured_by(Capture::Log)).await)
@@ -41,25 +41,6 @@ async fn drop_slot(db: &impl ConnectionTrait, name: &str) {
         db.execute_unprepared(&format!("SELECT pg_drop_replication_slot('{name}')")).await.is_ok()
     })
     .await;
-}
-
-/// Another node of the same database, which takes part in reading the log.
-async fn node(zoo: &Zoo, options: RecorderOptions) -> Recorder {
-    let node = Recorder::connect_with(zoo.database.url(), zoo::registry(), options).await.unwrap();
-    node.start_capture().await.unwrap();
-    node
-}
-
-async fn first_resync(recorder: &Recorder, after: Cursor) -> ResyncReason {
-    let mut follower = recorder.log().follow_all(after).await.unwrap();
-    loop {
-        match soon(follower.next()).await {
-            Ok(Step::Resync(reason)) => return reason,
-            Ok(Step::Transactions { .. }) => {}
-            Ok(Step::Ended) => panic!("ended"),
-            Err(error) => assert!(error.is_transient(), "{error:?}"),
-        }
-    }
 }
 
 /// What a reader is told that says something.
