@@ -108,7 +108,7 @@ pub(crate) async fn options() -> Response {
 async fn answer(state: &State, headers: &HeaderMap, form: Form, method: &Method, mut request: Request) -> Response {
     let shared = &state.0;
     add(&shared.stats.requests, 1);
-    request.actor = shared.actor(headers);
+    request.viewer = shared.viewer(headers);
     // A GET must be safe to repeat, and to be made by a link or by any page's event source.
     if *method == Method::GET && shared.api.operation(&request) == Some(OperationType::Mutation) {
         let mut response = problem_response(form, StatusCode::METHOD_NOT_ALLOWED, "send mutations by POST");

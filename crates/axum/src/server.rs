@@ -6,7 +6,7 @@ use axum::{
     http::{HeaderMap, HeaderName},
     routing::get,
 };
-use tidewire_graphql::Api;
+use tidewire_graphql::{Api, Viewer};
 use tidewire_outbox::Actor;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -73,9 +73,13 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn actor(&self, headers: &HeaderMap) -> Option<Actor> {
-        let value = headers.get(self.options.actor_header.as_ref()?)?.to_str().ok()?;
-        Some(Actor::user(value))
+    /// Who sends a request with these headers.
+    pub(crate) fn viewer(&self, headers: &HeaderMap) -> Arc<Viewer> {
+        let header = self.options.actor_header.as_ref().and_then(|name| headers.get(name)?.to_str().ok());
+        Arc::new(match header {
+            Some(user) => Viewer::default().acting_as(Actor::user(user)),
+            None => Viewer::default(),
+        })
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    sync::Arc,
     time::Duration,
 };
 
@@ -20,8 +21,7 @@ use futures_util::{
     FutureExt, SinkExt, StreamExt,
     stream::{AbortHandle, Abortable, BoxStream, SelectAll, SplitSink, SplitStream, once},
 };
-use tidewire_graphql::{Frame, Request, Subscribed};
-use tidewire_outbox::Actor;
+use tidewire_graphql::{Frame, Request, Subscribed, Viewer};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::{
@@ -42,7 +42,7 @@ pub(crate) fn upgrade(state: &State, upgrade: WebSocketUpgrade, headers: &Header
     let Some(gauge) = open(state, |stats| &stats.websockets, shared.options.max_connections) else {
         return (StatusCode::SERVICE_UNAVAILABLE, [("retry-after", "5")], "too many connections").into_response();
     };
-    let actor = shared.actor(headers);
+    let viewer = shared.viewer(headers);
     let state = state.clone();
     let limit = shared.options.max_body_bytes;
     upgrade.protocols([SUBPROTOCOL]).max_message_size(limit).max_frame_size(limit).on_upgrade(move |socket| {
@@ -51,7 +51,7 @@ pub(crate) fn upgrade(state: &State, upgrade: WebSocketUpgrade, headers: &Header
             let acceptable = socket.protocol().is_some_and(|protocol| protocol == SUBPROTOCOL);
             let _open = gauge;
             let (sink, stream) = socket.split();
-            let mut connection = Connection::new(&state, actor, sink, stream);
+            let mut connection = Connection::new(&state, viewer, sink, stream);
             let end = if acceptable { connection.run().await } else { End::Close(Close::not_acceptable()) };
             connection.end(end).await;
         })
@@ -60,7 +60,7 @@ pub(crate) fn upgrade(state: &State, upgrade: WebSocketUpgrade, headers: &Header
 
 struct Connection<'a> {
     state: &'a State,
-    actor: Option<Actor>,
+    viewer: Arc<Viewer>,
     sink: SplitSink<WebSocket, Message>,
     stream: SplitStream<WebSocket>,
     protocol: Protocol,
@@ -104,13 +104,13 @@ type Step<T = ()> = Result<T, End>;
 impl<'a> Connection<'a> {
     fn new(
         state: &'a State,
-        actor: Option<Actor>,
+        viewer: Arc<Viewer>,
         sink: SplitSink<WebSocket, Message>,
         stream: SplitStream<WebSocket>,
     ) -> Self {
         Self {
             state,
-            actor,
+            viewer,
             sink,
             stream,
             protocol: Protocol::new(state.0.options.max_operations),
@@ -181,7 +181,7 @@ impl<'a> Connection<'a> {
 
     fn start(&mut self, id: String, mut request: Request) {
         add(&self.state.0.stats.operations, 1);
-        request.actor.clone_from(&self.actor);
+        request.viewer = Arc::clone(&self.viewer);
         let api = self.state.0.api.clone();
         let head = Utf8Bytes::from(next_head(&id));
         let (abort, registration) = AbortHandle::new_pair();

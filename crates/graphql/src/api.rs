@@ -11,7 +11,7 @@ use futures_util::{
     stream::{self, BoxStream},
 };
 use sea_orm::{TransactionSession, TransactionTrait};
-use tidewire_outbox::{Actor, Origin, Recorder};
+use tidewire_outbox::{Origin, Recorder};
 use tokio::sync::Mutex;
 use tracing::Instrument;
 
@@ -27,6 +27,7 @@ use crate::{
     resolve::RequestVariables,
     schema::{self, Additions, MutationScope},
     subscription::Subscriptions,
+    viewer::Viewer,
 };
 
 /// A request as a transport received it.
@@ -38,8 +39,8 @@ pub struct Request {
     pub operation_name: Option<String>,
     /// The values of its variables.
     pub variables: Variables,
-    /// Who answers for what the request writes; the recorder's default if none.
-    pub actor: Option<Actor>,
+    /// Who sent it.
+    pub viewer: Arc<Viewer>,
     /// Which replica sent it.
     pub origin: Option<Origin>,
 }
@@ -385,7 +386,7 @@ impl Inner {
     /// Runs a mutation document: all of it in one transaction.
     async fn mutate(&self, known: &Known, request: Request) -> Response {
         let mut recorder = self.model.recorder.clone();
-        if let Some(actor) = &request.actor {
+        if let Some(actor) = &request.viewer.actor {
             recorder = recorder.acting_as(actor.clone());
         }
         if let Some(origin) = &request.origin {

@@ -13,6 +13,7 @@ mod plan;
 mod resolve;
 mod schema;
 mod subscription;
+mod viewer;
 mod wire;
 
 pub use async_graphql;
@@ -24,5 +25,6 @@ pub use self::{
     options::Options,
     schema::transaction,
     subscription::SubscriptionStats,
+    viewer::Viewer,
     wire::TimeFormat,
 };
