@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 use anyhow::{Context, Result};
 use serde::Deserialize;
 use tidewire_axum::ServerOptions;
-use tidewire_graphql::{Options, TimeFormat};
+use tidewire_graphql::{Options, Policy, TimeFormat};
 use tidewire_outbox::{LogOptions, RecorderOptions};
 
 /// The defaults, with what each setting means.
@@ -32,6 +32,9 @@ pub struct Config {
     pub retention: Retention,
     /// `[logging]`
     pub logging: Logging,
+    /// `[[policy]]`, each of them
+    #[serde(default)]
+    pub policy: Vec<Policy>,
 }
 
 /// What the file says of each is not said again here.

@@ -37,7 +37,7 @@ pub async fn start(config: &Config, demo: bool) -> Result<App> {
     if demo && entity::task::Entity::find().count(&recorder).await? == 0 {
         crate::seed(&recorder, DEMO_ROWS).await?;
     }
-    let api = Api::builder(recorder.clone()).options(config.graphql()).finish()?;
+    let api = Api::builder(recorder.clone()).options(config.graphql()).policies(config.policy.clone()).finish()?;
     let listener = TcpListener::bind(&config.server.listen).await.with_context(|| {
         format!(
             "cannot listen on {}. Is another server running there? `--listen` takes another address",

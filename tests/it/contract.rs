@@ -4,8 +4,8 @@ use std::{fs, path::Path, time::Duration};
 
 use tidewire::config::{Config, DEFAULTS};
 use tidewire_axum::ServerOptions;
-use tidewire_graphql::{Options, TimeFormat};
-use tidewire_outbox::RecorderOptions;
+use tidewire_graphql::{Api, Options, TimeFormat};
+use tidewire_outbox::{Recorder, RecorderOptions};
 
 #[tokio::test]
 async fn the_schema_file_is_fresh() {
@@ -38,4 +38,24 @@ fn every_setting_is_documented() {
         assert!(documented || !is_setting, "{line} has no comment");
         documented = line.starts_with('#');
     }
+}
+
+/// What the file shows of policies can be taken as it stands.
+#[tokio::test]
+async fn the_policy_that_the_file_shows_is_one() {
+    let (_, shown) = DEFAULTS.split_once("# [[policy]]").expect("the file shows one");
+    let settings: String = shown
+        .lines()
+        .filter_map(|line| line.strip_prefix("# ").filter(|line| line.contains(" = ")))
+        .fold("[[policy]]\n".to_owned(), |settings, line| settings + line + "\n");
+    let file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
+    fs::write(file.path(), &settings).unwrap();
+    let config = Config::load(Some(file.path())).unwrap();
+    assert_eq!(config.policy.len(), 1);
+    let recorder = Recorder::connect("sqlite::memory:", entity::registry()).await.unwrap();
+    Api::builder(recorder).policies(config.policy).finish().unwrap();
+
+    fs::write(file.path(), settings.replace("update", "upddate")).unwrap();
+    let error = format!("{:#}", Config::load(Some(file.path())).unwrap_err());
+    assert!(error.contains("upddate"), "{error}");
 }

@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use async_graphql::{
     Request as GraphqlRequest, Response as GraphqlResponse, ServerError, Variables,
+    dataloader::DataLoader,
     dynamic::{Field, Schema, SubscriptionField, Type},
     extensions::{Extension, ExtensionContext, ExtensionFactory, NextValidation},
     parser::types::OperationType,
@@ -24,7 +25,8 @@ use crate::{
     names::Names,
     options::Options,
     plan::{Plan, Root, Selection},
-    resolve::RequestVariables,
+    policy::{Access, Policies, Policy},
+    resolve::{Relations, RequestVariables},
     schema::{self, Additions, MutationScope},
     subscription::Subscriptions,
     viewer::Viewer,
@@ -75,6 +77,7 @@ impl std::fmt::Debug for Subscribed {
 pub struct ApiBuilder {
     recorder: Recorder,
     options: Options,
+    policies: Vec<Policy>,
     additions: Additions,
 }
 
@@ -92,7 +95,15 @@ impl ApiBuilder {
         self
     }
 
-    /// Adds a field to `Query`. Its resolver finds the [`Recorder`] in the context's data.
+    /// Adds rights. Without any, everybody may do everything; with one, nobody may do what none allows.
+    #[must_use]
+    pub fn policies(mut self, policies: impl IntoIterator<Item = Policy>) -> Self {
+        self.policies.extend(policies);
+        self
+    }
+
+    /// Adds a field to `Query`. Its resolver finds the [`Recorder`] and an `Arc` of the [`Viewer`](crate::Viewer) in the context's data. Policies do not
+    /// hold for what it reads and writes.
     #[must_use]
     pub fn query(mut self, field: Field) -> Self {
         self.additions.queries.push(field);
@@ -130,11 +141,14 @@ impl ApiBuilder {
     /// Builds the schema.
     ///
     /// # Errors
-    /// Two things that would have the same name, or an added field that does not fit in.
+    /// Two things that would have the same name, an added field that does not fit in, or a policy about something that is not there.
     pub fn finish(self) -> Result<Api, BuildError> {
-        let names = Names::new(self.recorder.catalog()).map_err(|problems| BuildError(problems.join("; ")))?;
+        let wrong = |problems: Vec<String>| BuildError(problems.join("; "));
+        let catalog = self.recorder.catalog();
+        let names = Names::new(catalog).map_err(wrong)?;
+        let policies = Policies::new(&self.policies, catalog, &names).map_err(wrong)?;
         let documents = Documents::new(self.options.plan_cache);
-        let model = Arc::new(Model { recorder: self.recorder, names, options: self.options });
+        let model = Arc::new(Model { recorder: self.recorder, names, options: self.options, policies });
         let schema = schema::build(&model, self.additions).map_err(|error| BuildError(error.to_string()))?;
         Ok(Api {
             inner: Arc::new(Inner { subscriptions: Subscriptions::new(Arc::clone(&model)), model, schema, documents }),
@@ -169,7 +183,8 @@ impl std::fmt::Debug for Api {
 impl Api {
     /// Starts an API over a recorder's entities.
     pub fn builder(recorder: Recorder) -> ApiBuilder {
-        ApiBuilder { recorder, options: Options::default(), additions: Additions::default() }
+        let (options, policies) = (Options::default(), Vec::new());
+        ApiBuilder { recorder, options, policies, additions: Additions::default() }
     }
 
     /// The schema in GraphQL's schema definition language.
@@ -264,7 +279,8 @@ impl Api {
             let stream = inner.schema.execute_stream(inner.graphql_request(&known, &request, variables));
             return Subscribed::Stream(stream.map(|response| Frame::text(serialized(response))).boxed());
         };
-        match inner.subscriptions.open(plan, &request, variables).await {
+        let access = inner.model.access(&request.viewer);
+        match inner.subscriptions.open(plan, &request, variables, access).await {
             Ok(stream) => Subscribed::Stream(stream),
             Err(error) => Subscribed::Single(Response::refused(error)),
         }
@@ -332,7 +348,7 @@ impl Inner {
             && let Some(plan) = known.plan(&self.model, &variables)
             && let Plan::Query(roots) = &*plan
         {
-            match self.run(roots, &variables).await {
+            match self.run(roots, &variables, &self.model.access(&request.viewer)).await {
                 Ok(json) => return Response { json, executed: true },
                 Err(()) => tracing::debug!("a plan could not answer; resolving field by field"),
             }
@@ -341,8 +357,8 @@ impl Inner {
     }
 
     /// Runs a plan: reads everything in one statement, then writes the answer.
-    async fn run(&self, roots: &[Root], variables: &Variables) -> Result<String, ()> {
-        let preparer = self.model.preparer(variables);
+    async fn run(&self, roots: &[Root], variables: &Variables, access: &Access) -> Result<String, ()> {
+        let preparer = self.model.preparer(variables, access);
         let mut selects = Vec::new();
         let mut prepared = Vec::new();
         for root in roots {
@@ -419,9 +435,14 @@ impl Inner {
     }
 
     fn graphql_request(&self, known: &Known, request: &Request, variables: Variables) -> GraphqlRequest {
+        let access = self.model.access(&request.viewer);
+        let relations = Relations { model: Arc::clone(&self.model), access: Arc::clone(&access) };
         let mut graphql = GraphqlRequest::new(request.query.clone())
             .variables(request.variables.clone())
-            .data(RequestVariables(variables));
+            .data(RequestVariables(variables))
+            .data(Arc::clone(&request.viewer))
+            .data(DataLoader::new(relations, tokio::spawn))
+            .data(access);
         graphql.operation_name = request.operation_name.clone();
         graphql.set_parsed_query(known.parsed.clone());
         graphql

@@ -16,6 +16,8 @@ pub enum Code {
     LimitExceeded,
     /// The operation is not allowed over this transport or method.
     OperationNotAllowed,
+    /// A policy does not let the viewer do this.
+    Forbidden,
     /// `ifMatch` found another row than the client has. `extensions.current` has the rows as they are.
     Conflict,
     /// A row with this unique key exists.
@@ -49,6 +51,7 @@ impl Code {
             Self::BadUserInput => "BAD_USER_INPUT",
             Self::LimitExceeded => "LIMIT_EXCEEDED",
             Self::OperationNotAllowed => "OPERATION_NOT_ALLOWED",
+            Self::Forbidden => "FORBIDDEN",
             Self::Conflict => "CONFLICT",
             Self::AlreadyExists => "ALREADY_EXISTS",
             Self::ReferenceViolation => "REFERENCE_VIOLATION",

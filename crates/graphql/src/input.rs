@@ -8,13 +8,14 @@ use std::borrow::Cow;
 use async_graphql::{Name, Value as ConstValue, indexmap::IndexMap};
 use sea_orm::sea_query::Value;
 use tidewire_outbox::{
-    Assignments, ColumnMeta, Direction, EntityMeta, Filter, Having, Kind, OnConflict, Page, cell,
+    Assignments, Catalog, ColumnMeta, Direction, EntityMeta, Filter, Having, Kind, OnConflict, Page, cell,
     filter::{ArrayOperator, Comparison, Like},
 };
 
 use crate::{
     error::ApiError,
     names::{EntityNames, Names},
+    policy::{Access, Action, Usage, WrittenClaim, claim, written_claim},
 };
 
 type Result<T> = std::result::Result<T, ApiError>;
@@ -25,9 +26,36 @@ type Object = IndexMap<Name, ConstValue>;
 pub(crate) struct Reader<'a> {
     pub(crate) names: &'a Names,
     pub(crate) entity: &'a EntityMeta,
+    author: Author<'a>,
+}
+
+/// Who wrote an input.
+#[derive(Clone, Copy)]
+enum Author<'a> {
+    /// A client, who may use some columns.
+    Viewer(&'a Access),
+    /// Whoever runs the server, as a rule of a policy: claims may stand for values.
+    Operator,
+    /// Whoever issued a token, as one of its claims.
+    Issuer,
 }
 
 impl<'a> Reader<'a> {
+    /// Reads what a viewer sent.
+    pub(crate) fn new(names: &'a Names, entity: &'a EntityMeta, access: &'a Access) -> Self {
+        Self { names, entity, author: Author::Viewer(access) }
+    }
+
+    /// Reads rules of policies.
+    pub(crate) fn of_rule(names: &'a Names, entity: &'a EntityMeta) -> Self {
+        Self { names, entity, author: Author::Operator }
+    }
+
+    /// Reads claims.
+    pub(crate) fn of_claims(names: &'a Names, entity: &'a EntityMeta) -> Self {
+        Self { names, entity, author: Author::Issuer }
+    }
+
     fn own(&self) -> &'a EntityNames {
         self.names.entity(self.entity.id)
     }
@@ -61,7 +89,7 @@ impl<'a> Reader<'a> {
                 "and" => parts.push(Filter::All(nested(value)?)),
                 "or" => parts.push(Filter::Any(nested(value)?)),
                 "not" => parts.push(Filter::Not(Box::new(self.nested_filter(value, depth)?))),
-                name => self.column_filter(self.column(name)?, object(value, name)?, &mut parts)?,
+                name => self.column_filter(self.usable(name, Usage::Filter)?, object(value, name)?, &mut parts)?,
             }
         }
         Ok(if parts.len() == 1 { parts.remove(0) } else { Filter::All(parts) })
@@ -69,8 +97,12 @@ impl<'a> Reader<'a> {
 
     fn column_filter(&self, column: usize, operators: &Object, parts: &mut Vec<Filter>) -> Result<()> {
         let value = |operand: &ConstValue| self.value(column, operand);
-        let text = |operand: &ConstValue| match operand {
-            ConstValue::String(text) => Ok(text.clone()),
+        let text = |operand: &ConstValue| match (operand, self.author) {
+            (ConstValue::String(text), Author::Viewer(_) | Author::Issuer) => Ok(text.clone()),
+            (ConstValue::String(text), Author::Operator) => match written_claim(text) {
+                WrittenClaim::Text(text) => Ok(text.to_owned()),
+                WrittenClaim::Claim(_) => Err(self.wrong(column, "no claim where texts are matched by their parts")),
+            },
             _ => Err(self.wrong(column, "a text")),
         };
         let not = |filter| Filter::Not(Box::new(filter));
@@ -86,6 +118,8 @@ impl<'a> Reader<'a> {
             };
             let array = |operator| match value(operand)? {
                 Value::Array(_, Some(values)) => Ok(Filter::Array(column, operator, *values)),
+                // A claim that stands for the whole list.
+                claim @ Value::Enum(_) => Ok(Filter::Array(column, operator, vec![claim])),
                 _ => Err(self.wrong(column, "a list")),
             };
             let null = *operand == ConstValue::Null;
@@ -126,7 +160,7 @@ impl<'a> Reader<'a> {
     }
 
     /// `FilmHavingInput`.
-    pub(crate) fn having(&self, catalog: &tidewire_outbox::Catalog, value: &ConstValue) -> Result<Vec<Having>> {
+    pub(crate) fn having(&self, catalog: &Catalog, access: &Access, value: &ConstValue) -> Result<Vec<Having>> {
         if *value == ConstValue::Null {
             return Ok(Vec::new());
         }
@@ -136,10 +170,13 @@ impl<'a> Reader<'a> {
                 continue;
             };
             let target = catalog.entity(self.entity.relations[relation].target);
-            let filter = Reader { names: self.names, entity: target }.filter(filter)?;
+            let through = access.walk(catalog, self.entity.id, relation, self.names)?;
+            let readable = access.rows(Action::Read, target.id, self.names)?;
+            let filter = Reader::new(self.names, target, access).filter(filter)?;
             // An empty filter asks for nothing, not for any related row at all.
             if !filter.is_all() {
-                having.push(Having { relation, filter });
+                // A related row that may not be read does not count.
+                having.push(Having { relation, filter: filter.and(readable), through });
             }
         }
         Ok(having)
@@ -157,7 +194,7 @@ impl<'a> Reader<'a> {
                 Some("DESC") => Direction::Descending,
                 _ => continue,
             };
-            order.push((self.column(name)?, direction));
+            order.push((self.usable(name, Usage::Filter)?, direction));
         }
         Ok(order)
     }
@@ -166,7 +203,7 @@ impl<'a> Reader<'a> {
     pub(crate) fn insert(&self, value: &ConstValue) -> Result<Assignments> {
         let mut row = Assignments::new();
         for (name, value) in object(value, "data")? {
-            let column = self.column(name)?;
+            let column = self.usable(name, Usage::Insert)?;
             if *value != ConstValue::Null || self.entity.columns[column].nullable {
                 row.push((column, self.value(column, value)?));
             }
@@ -174,12 +211,12 @@ impl<'a> Reader<'a> {
         Ok(row)
     }
 
-    /// `FilmUpdateInput`, `FilmMatchInput`: column values.
-    pub(crate) fn assignments(&self, value: &ConstValue) -> Result<Assignments> {
+    /// `FilmUpdateInput`, `FilmMatchInput`: column values, and what they are used for.
+    pub(crate) fn assignments(&self, value: &ConstValue, usage: Usage) -> Result<Assignments> {
         object(value, "data")?
             .iter()
             .map(|(name, value)| {
-                let column = self.column(name)?;
+                let column = self.usable(name, usage)?;
                 if *value == ConstValue::Null && !self.entity.columns[column].nullable {
                     return Err(self.wrong(column, "no null"));
                 }
@@ -196,7 +233,7 @@ impl<'a> Reader<'a> {
                 None | Some(ConstValue::Null) => Ok(None),
                 Some(value) => list(value)
                     .iter()
-                    .map(|column| self.column(enum_name(column).unwrap_or_default()))
+                    .map(|column| self.usable(enum_name(column).unwrap_or_default(), Usage::Insert))
                     .collect::<Result<_>>()
                     .map(Some),
             }
@@ -225,10 +262,20 @@ impl<'a> Reader<'a> {
             .collect()
     }
 
-    fn column(&self, name: &str) -> Result<usize> {
-        self.own()
-            .column(name)
-            .ok_or_else(|| ApiError::bad_input(format!("{} has no column {name}", self.own().object)))
+    /// The column of this name, if it may be used so.
+    fn usable(&self, name: &str, usage: Usage) -> Result<usize> {
+        let Some(column) = self.own().column(name) else {
+            let has_not = if self.own().relations.iter().any(|relation| relation == name) {
+                format!("{name} is a relation of {}, and only columns can be compared", self.own().object)
+            } else {
+                format!("{} has no column {name}", self.own().object)
+            };
+            return Err(ApiError::bad_input(has_not));
+        };
+        if let Author::Viewer(access) = self.author {
+            access.check(usage, self.entity.id, column, self.names)?;
+        }
+        Ok(column)
     }
 
     /// A value for a column, of the column's own type.
@@ -237,6 +284,14 @@ impl<'a> Reader<'a> {
         if *value == ConstValue::Null {
             return Ok(meta.null());
         }
+        let mut value = Cow::Borrowed(value);
+        if let (Author::Operator, ConstValue::String(text)) = (self.author, &*value) {
+            match written_claim(text) {
+                WrittenClaim::Claim(name) => return Ok(claim(name).into()),
+                WrittenClaim::Text(text) => value = Cow::Owned(ConstValue::String(text.to_owned())),
+            }
+        }
+        let value = &*value;
         let expected = expected(&meta.kind);
         let cell = self.cell(meta, value).ok_or_else(|| self.wrong(column, expected))?;
         cell::read_value(meta, Some(&cell)).ok_or_else(|| self.wrong(column, expected))
@@ -246,6 +301,11 @@ impl<'a> Reader<'a> {
     fn cell(&self, meta: &ColumnMeta, value: &ConstValue) -> Option<String> {
         let mut out = String::new();
         if let Some(element) = meta.element() {
+            let is_claim = |item: &ConstValue| matches!(item, ConstValue::String(text) if text.starts_with('$'));
+            if matches!(self.author, Author::Operator) && list(value).iter().any(is_claim) {
+                // One stands for a whole list; a text that begins so would be taken for one.
+                return None;
+            }
             let cells = list(value).iter().map(|value| self.cell(&element, value)).collect::<Option<Vec<_>>>()?;
             return Some(format!("[{}]", cells.join(",")));
         }

@@ -10,6 +10,7 @@ mod model;
 mod names;
 mod options;
 mod plan;
+mod policy;
 mod resolve;
 mod schema;
 mod subscription;
@@ -23,6 +24,7 @@ pub use self::{
     error::{ApiError, Code},
     frame::Frame,
     options::Options,
+    policy::{Claim, Policy, Rule, claim},
     schema::transaction,
     subscription::SubscriptionStats,
     viewer::Viewer,

@@ -8,6 +8,8 @@ use crate::{
     names::Names,
     options::Options,
     plan::{Encoder, Preparer},
+    policy::{Access, Policies},
+    viewer::Viewer,
     wire::Wire,
 };
 
@@ -16,6 +18,7 @@ pub(crate) struct Model {
     pub(crate) recorder: Recorder,
     pub(crate) names: Names,
     pub(crate) options: Options,
+    pub(crate) policies: Policies,
 }
 
 impl Model {
@@ -40,7 +43,13 @@ impl Model {
         Encoder { wire: Wire { lenient: true, ..self.wire() }, catalog: self.catalog() }
     }
 
-    pub(crate) fn preparer<'a>(&'a self, variables: &'a async_graphql::Variables) -> Preparer<'a> {
-        Preparer { names: &self.names, catalog: self.catalog(), variables, max_rows: self.options.max_rows }
+    /// What a viewer may do.
+    pub(crate) fn access(&self, viewer: &Viewer) -> Arc<Access> {
+        self.policies.access(viewer, self.catalog(), &self.names)
+    }
+
+    pub(crate) fn preparer<'a>(&'a self, variables: &'a async_graphql::Variables, access: &'a Access) -> Preparer<'a> {
+        let max_rows = self.options.max_rows;
+        Preparer { names: &self.names, catalog: self.catalog(), variables, max_rows, access }
     }
 }

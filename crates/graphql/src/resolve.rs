@@ -16,7 +16,7 @@ use async_graphql::{
     indexmap::IndexMap,
 };
 use tidewire_outbox::{
-    Aggregate, EntityId, Filter, Image, Item, Kind, Page, RelationMeta, Select, cell, filter::Comparison, json::Scanner,
+    Aggregate, EntityId, Filter, Image, Item, Kind, Page, Select, cell, filter::Comparison, json::Scanner,
 };
 
 use crate::{
@@ -24,6 +24,7 @@ use crate::{
     input::{Pagination, write_row_cursor},
     model::Model,
     plan::{Arguments, aggregate_column},
+    policy::{Access, Usage},
 };
 
 type Result<T, E = ApiError> = std::result::Result<T, E>;
@@ -43,6 +44,7 @@ pub(crate) struct Row {
 #[derive(Debug)]
 pub(crate) struct RowList {
     pub(crate) rows: Vec<Row>,
+    access: Arc<Access>,
     select: Select,
     pagination: Pagination,
     has_more: bool,
@@ -73,10 +75,10 @@ impl Model {
         }
     }
 
-    /// All columns of an entity's rows.
-    fn whole_rows(&self, entity: EntityId) -> Select {
+    /// All columns of the rows that a viewer may read, those that it may not see too: they are left out where fields are resolved.
+    pub(crate) fn whole_rows(&self, access: &Access, entity: EntityId) -> Result<Select> {
         let columns = self.catalog().entity(entity).columns.len();
-        Select { items: (0..columns).map(Item::Cell).collect(), ..Select::new(entity) }
+        Ok(Select { items: (0..columns).map(Item::Cell).collect(), ..access.select(entity, &self.names)? })
     }
 
     async fn read(&self, select: Select) -> Result<Vec<Row>> {
@@ -100,27 +102,31 @@ impl Model {
     /// `film(…)`
     pub(crate) async fn resolve_list(
         &self,
+        access: &Arc<Access>,
         entity: EntityId,
         arguments: &IndexMap<Name, ConstValue>,
     ) -> Result<Arc<RowList>> {
-        let mut select = self.whole_rows(entity);
+        let mut select = self.whole_rows(access, entity)?;
         let variables = Variables::default();
-        let pagination = self.preparer(&variables).arguments(entity, arguments, &mut select)?;
+        let pagination = self.preparer(&variables, access).arguments(entity, arguments, &mut select)?;
         select.page = pagination.page(true);
         let mut rows = self.read(select.clone()).await?;
         let has_more = cut(&mut rows, pagination.limit());
-        Ok(Arc::new(RowList { rows, select, pagination, has_more, scope: Scope::Root }))
+        let access = Arc::clone(access);
+        Ok(Arc::new(RowList { rows, access, select, pagination, has_more, scope: Scope::Root }))
     }
 
     /// `filmByPk(…)`
     pub(crate) async fn resolve_by_key(
         &self,
+        access: &Access,
         entity: EntityId,
         arguments: Arguments,
         variables: &Variables,
     ) -> Result<Option<Row>> {
-        let filter = self.preparer(variables).key_filter(entity, &arguments)?;
-        let select = Select { filter, page: Page::Window { offset: 0, limit: 1 }, ..self.whole_rows(entity) };
+        let mut select = self.whole_rows(access, entity)?;
+        select.filter = self.preparer(variables, access).key_filter(entity, &arguments)?.and(select.filter);
+        select.page = Page::Window { offset: 0, limit: 1 };
         Ok(self.read(select).await?.pop())
     }
 
@@ -131,6 +137,8 @@ impl Model {
         row: &Row,
         relation: usize,
     ) -> Result<Option<Row>> {
+        // Asked here, so that what is refused fails no other field that is loaded together with this one.
+        loader.loader().access.walk(self.catalog(), row.entity, relation, &self.names)?;
         let rows = loader.load_one(RelationKey::new(row, relation, ConstValue::Null)).await?.unwrap_or_default();
         Ok(rows.first().cloned())
     }
@@ -143,14 +151,16 @@ impl Model {
         relation: usize,
         arguments: IndexMap<Name, ConstValue>,
     ) -> Result<Arc<RowList>> {
+        let access = &loader.loader().access;
         let meta = &self.catalog().entity(row.entity).relations[relation];
-        let mut select = self.whole_rows(meta.target);
+        let mut select = self.whole_rows(access, meta.target)?;
+        select.through = access.walk(self.catalog(), row.entity, relation, &self.names)?;
         let variables = Variables::default();
-        let pagination = self.preparer(&variables).arguments(meta.target, &arguments, &mut select)?;
+        let pagination = self.preparer(&variables, access).arguments(meta.target, &arguments, &mut select)?;
         let (mut rows, total) = if let Pagination::Cursor { .. } = pagination {
             // A page after a key is the database's to cut.
             select.page = pagination.page(true);
-            (self.read_related(row, relation, select.clone()).await?, 0)
+            (self.read_related(access, row, relation, select.clone()).await?, 0)
         } else {
             let arguments = ConstValue::Object(arguments);
             let all = loader.load_one(RelationKey::new(row, relation, arguments)).await?.unwrap_or_default();
@@ -164,25 +174,30 @@ impl Model {
         };
         let has_more = cut(&mut rows, pagination.limit());
         let scope = Scope::Relation { parent: row.clone(), relation, total };
-        Ok(Arc::new(RowList { rows, select, pagination, has_more, scope }))
+        let access = Arc::clone(access);
+        Ok(Arc::new(RowList { rows, access, select, pagination, has_more, scope }))
     }
 
     /// Reads the rows at the end of a relation of one row by a select of its own.
-    async fn read_related(&self, row: &Row, relation: usize, select: Select) -> Result<Vec<Row>> {
+    async fn read_related(&self, access: &Access, row: &Row, relation: usize, select: Select) -> Result<Vec<Row>> {
         let target = select.entity;
-        let json = self.select_related(row, relation, select).await?;
+        let json = self.select_related(access, row, relation, select).await?;
         json.map_or_else(|| Ok(Vec::new()), |json| self.rows(target, &json))
     }
 
     /// The four parts of a select at the end of a relation of one row; `None` where the row is gone.
-    async fn select_related(&self, row: &Row, relation: usize, select: Select) -> Result<Option<String>> {
+    async fn select_related(
+        &self,
+        access: &Access,
+        row: &Row,
+        relation: usize,
+        select: Select,
+    ) -> Result<Option<String>> {
         let parent = self.catalog().entity(row.entity);
-        let filter = parent.key.iter().map(|&column| self.equals(row, column)).collect::<Result<_>>()?;
-        let outer = Select {
-            items: vec![Item::Many(relation, select)],
-            filter: Filter::All(filter),
-            ..Select::new(row.entity)
-        };
+        let key = parent.key.iter().map(|&column| self.equals(row, column)).collect::<Result<_>>()?;
+        let mut outer = access.select(row.entity, &self.names)?;
+        outer.items.push(Item::Many(relation, select));
+        outer.filter = Filter::All(key).and(outer.filter);
         let parts = self.recorder.fetch(&[outer]).await?;
         let mut scanner = Scanner::new(&parts[0]);
         scanner.open()?;
@@ -200,7 +215,13 @@ impl Model {
     }
 
     /// A column's field.
-    pub(crate) fn resolve_column(&self, row: &Row, column: usize) -> Result<Option<FieldValue<'static>>, GraphqlError> {
+    pub(crate) fn resolve_column(
+        &self,
+        access: &Access,
+        row: &Row,
+        column: usize,
+    ) -> Result<Option<FieldValue<'static>>, GraphqlError> {
+        access.check(Usage::Read, row.entity, column, &self.names)?;
         self.field_value(&self.catalog().entity(row.entity).columns[column], row.image.cell(column))
     }
 
@@ -270,7 +291,7 @@ impl RowList {
         let json = match &self.scope {
             Scope::Root => model.recorder.fetch(&[select]).await?.remove(0),
             Scope::Relation { parent, relation, .. } => {
-                let json = model.select_related(parent, *relation, select).await?;
+                let json = model.select_related(&self.access, parent, *relation, select).await?;
                 json.unwrap_or_else(|| "[null,null,null,null]".into())
             }
         };
@@ -294,6 +315,8 @@ impl Aggregates {
         model: &Model,
         aggregate: Aggregate,
     ) -> Result<Option<FieldValue<'static>>, GraphqlError> {
+        let variables = Variables::default();
+        model.preparer(&variables, &self.list.access).check_aggregate(self.entity, aggregate)?;
         let select = Select { items: Vec::new(), aggregates: vec![aggregate], ..self.list.select.clone() };
         let values = self.list.part(model, select, 3).await?;
         let mut scanner = Scanner::new(&values);
@@ -332,9 +355,10 @@ fn raw_json(json: String) -> ConstValue {
     ConstValue::Object(raw)
 }
 
-/// Loads the rows at the ends of relations for many rows at once.
+/// Loads the rows at the ends of relations for many rows of one request at once.
 pub(crate) struct Relations {
     pub(crate) model: Arc<Model>,
+    pub(crate) access: Arc<Access>,
 }
 
 /// Which rows: at the end of which relation of which row, under which arguments.
@@ -373,7 +397,6 @@ impl Loader<RelationKey> for Relations {
         }
         let mut loaded = HashMap::new();
         for ((entity, relation, arguments), keys) in groups {
-            let relation = &self.model.catalog().entity(entity).relations[relation];
             self.load_relation(entity, relation, arguments, &keys, &mut loaded).await?;
         }
         Ok(loaded)
@@ -384,23 +407,25 @@ impl Relations {
     async fn load_relation(
         &self,
         entity: EntityId,
-        relation: &RelationMeta,
+        relation: usize,
         arguments: &str,
         keys: &[&RelationKey],
         loaded: &mut HashMap<RelationKey, Arc<[Row]>>,
     ) -> Result<()> {
-        let model = &*self.model;
-        let mut select = model.whole_rows(relation.target);
+        let (model, access) = (&*self.model, &*self.access);
+        let through = access.walk(model.catalog(), entity, relation, &model.names)?;
+        let relation = &model.catalog().entity(entity).relations[relation];
+        let mut select = model.whole_rows(access, relation.target)?;
         let variables = Variables::default();
         if let Ok(ConstValue::Object(arguments)) = serde_json::from_str(arguments) {
-            model.preparer(&variables).arguments(relation.target, &arguments, &mut select)?;
+            model.preparer(&variables, access).arguments(relation.target, &arguments, &mut select)?;
             select.page = Page::All;
         }
         if relation.has_condition() {
             for key in keys {
                 let image = Image::from_cells(key.row.iter().map(Option::as_deref));
                 let row = Row { entity, image: Arc::new(image) };
-                let rows = model.read_related(&row, key.relation, select.clone()).await?;
+                let rows = model.read_related(access, &row, key.relation, select.clone()).await?;
                 loaded.insert((*key).clone(), rows.into());
             }
             return Ok(());
@@ -417,10 +442,8 @@ impl Relations {
                 &relation.to
             }
             Some(junction) => {
-                let middle = Select {
-                    filter: model.any_of(junction.entity, &relation.to, &starts)?,
-                    ..model.whole_rows(junction.entity)
-                };
+                let mut middle = model.whole_rows(access, junction.entity)?;
+                middle.filter = model.any_of(junction.entity, &relation.to, &starts)?.and(through);
                 for row in model.read(middle).await? {
                     let cells = |columns: &[usize]| -> Option<Vec<String>> {
                         columns.iter().map(|&column| row.image.cell(column).map(str::to_owned)).collect()

@@ -1,11 +1,12 @@
 use async_graphql::{Name, Value as ConstValue, Variables, indexmap::IndexMap};
-use tidewire_outbox::{Catalog, EntityId, Filter, Item, Page, Select, filter::Comparison};
+use tidewire_outbox::{Aggregate, Catalog, EntityId, Filter, Item, Page, Select, filter::Comparison};
 
 use super::{Arguments, List, Node, NodeField, Root, RootField};
 use crate::{
     error::ApiError,
     input::{Pagination, Reader, pagination},
     names::Names,
+    policy::{Access, Usage},
 };
 
 /// Turns plans and variables into what to read.
@@ -16,6 +17,8 @@ pub(crate) struct Preparer<'a> {
     pub(crate) variables: &'a Variables,
     /// The largest page.
     pub(crate) max_rows: Option<u64>,
+    /// What the viewer may read.
+    pub(crate) access: &'a Access,
 }
 
 /// What a list's arguments said, for the writing of the answer, and the same for the lists inside its rows.
@@ -45,9 +48,9 @@ impl Preparer<'_> {
             RootField::Typename(_) => Ok(None),
             RootField::List(list) => self.list(list).map(Some),
             RootField::One { node, key } => {
-                let filter = self.key_filter(node.entity, key)?;
-                let mut select =
-                    Select { filter, page: Page::Window { offset: 0, limit: 1 }, ..Select::new(node.entity) };
+                let mut select = self.access.select(node.entity, self.names)?;
+                select.filter = self.key_filter(node.entity, key)?.and(select.filter);
+                select.page = Page::Window { offset: 0, limit: 1 };
                 let prepared = self.node(node, &mut select.items)?;
                 // Whether there is a row is always asked.
                 if select.items.is_empty() {
@@ -59,12 +62,13 @@ impl Preparer<'_> {
     }
 
     pub(crate) fn list(&self, list: &List) -> Result<(Select, PreparedList), ApiError> {
-        let mut select = Select::new(list.entity);
+        let mut select = self.access.select(list.entity, self.names)?;
         let pagination = self.arguments(list.entity, &list.arguments.resolve(self.variables), &mut select)?;
         select.page = pagination.page(list.needs.more);
         select.total = list.needs.total;
         select.previous = list.needs.previous;
         select.aggregates.clone_from(&list.aggregates);
+        select.aggregates.iter().try_for_each(|&aggregate| self.check_aggregate(list.entity, aggregate))?;
         let nodes = list.nodes.iter().map(|node| self.node(node, &mut select.items)).collect::<Result<_, _>>()?;
         // The rows are also needed where nothing but their number is.
         if list.needs.keys || (select.items.is_empty() && (list.needs.more || !list.nodes.is_empty())) {
@@ -73,17 +77,27 @@ impl Preparer<'_> {
         Ok((select, PreparedList { pagination, nodes }))
     }
 
-    /// Reads the arguments that every list has.
+    /// Refuses to compute something of a column that may not be read.
+    pub(crate) fn check_aggregate(&self, entity: EntityId, aggregate: Aggregate) -> Result<(), ApiError> {
+        match aggregate {
+            Aggregate::Count => Ok(()),
+            Aggregate::Min(column) | Aggregate::Max(column) | Aggregate::Sum(column) | Aggregate::Avg(column) => {
+                self.access.check(Usage::Read, entity, column, self.names)
+            }
+        }
+    }
+
+    /// Reads the arguments that every list has, and adds what they ask for to a select of the viewer's.
     pub(crate) fn arguments(
         &self,
         entity: EntityId,
         arguments: &IndexMap<Name, ConstValue>,
         select: &mut Select,
     ) -> Result<Pagination, ApiError> {
-        let reader = Reader { names: self.names, entity: self.catalog.entity(entity) };
+        let reader = Reader::new(self.names, self.catalog.entity(entity), self.access);
         let argument = |name: &str| arguments.get(name).unwrap_or(&ConstValue::Null);
-        select.filter = reader.filter(argument("filters"))?;
-        select.having = reader.having(self.catalog, argument("having"))?;
+        select.filter = reader.filter(argument("filters"))?.and(std::mem::replace(&mut select.filter, Filter::all()));
+        select.having = reader.having(self.catalog, self.access, argument("having"))?;
         select.order = reader.order(argument("orderBy"))?;
         pagination(reader, argument("pagination"))?.capped(self.max_rows)
     }
@@ -91,7 +105,7 @@ impl Preparer<'_> {
     /// The filter that finds the one row of `filmByPk(…)`.
     pub(crate) fn key_filter(&self, entity: EntityId, arguments: &Arguments) -> Result<Filter, ApiError> {
         let meta = self.catalog.entity(entity);
-        let reader = Reader { names: self.names, entity: meta };
+        let reader = Reader::new(self.names, meta, self.access);
         let values = reader.key(&arguments.resolve(self.variables))?;
         let parts = meta.key.iter().zip(values);
         Ok(Filter::All(parts.map(|(&column, value)| Filter::Compare(column, Comparison::Equal, value)).collect()))
@@ -103,26 +117,36 @@ impl Preparer<'_> {
         for (_, field) in &node.fields {
             match field {
                 NodeField::Typename(_) => {}
-                NodeField::Column(column) => items.push(Item::Cell(*column)),
+                NodeField::Column(column) => {
+                    self.access.check(Usage::Read, node.entity, *column, self.names)?;
+                    items.push(Item::Cell(*column));
+                }
                 NodeField::One(..) | NodeField::Many(..) => {
-                    prepared.relations.push(self.relation(field, items)?);
+                    prepared.relations.push(self.relation(node.entity, field, items)?);
                 }
             }
         }
         Ok(prepared)
     }
 
-    /// Appends what a relation field needs.
-    pub(crate) fn relation(&self, field: &NodeField, items: &mut Vec<Item>) -> Result<PreparedRelation, ApiError> {
+    /// Appends what a relation field of an entity needs.
+    pub(crate) fn relation(
+        &self,
+        from: EntityId,
+        field: &NodeField,
+        items: &mut Vec<Item>,
+    ) -> Result<PreparedRelation, ApiError> {
         match field {
             NodeField::One(relation, node) => {
-                let mut select = Select::new(node.entity);
+                self.access.walk(self.catalog, from, *relation, self.names)?;
+                let mut select = self.access.select(node.entity, self.names)?;
                 let prepared = self.node(node, &mut select.items)?;
                 items.push(Item::One(*relation, select));
                 Ok(PreparedRelation::One(prepared))
             }
             NodeField::Many(relation, list) => {
-                let (select, prepared) = self.list(list)?;
+                let (mut select, prepared) = self.list(list)?;
+                select.through = self.access.walk(self.catalog, from, *relation, self.names)?;
                 items.push(Item::Many(*relation, select));
                 Ok(PreparedRelation::Many(prepared))
             }

@@ -9,14 +9,13 @@ use std::sync::Arc;
 
 use async_graphql::{
     Value as ConstValue,
-    dataloader::DataLoader,
     dynamic::{
         Enum, Field, InputObject, Object, Scalar, Schema, SchemaError, Subscription, SubscriptionField, Type, TypeRef,
     },
 };
 use tidewire_outbox::{ColumnMeta, Kind};
 
-use crate::{model::Model, names::Names, resolve::Relations};
+use crate::{model::Model, names::Names};
 
 pub(crate) use self::mutation::MutationScope;
 pub use self::mutation::transaction;
@@ -47,8 +46,7 @@ pub(crate) fn build(model: &Arc<Model>, additions: Additions) -> Result<Schema, 
         .extension(crate::api::Validation)
         .extension(crate::conform::Paths)
         .data(Arc::clone(model))
-        .data(model.recorder.clone())
-        .data(DataLoader::new(Relations { model: Arc::clone(model) }, tokio::spawn));
+        .data(model.recorder.clone());
     if !options.introspection {
         schema = schema.disable_introspection();
     }

@@ -11,8 +11,8 @@ use async_graphql::{
 use sea_orm::sea_query::Value;
 use sha2::{Digest, Sha256};
 use tidewire_outbox::{
-    Actor, EntityId, Filter, Image, Item, KeyValues, MutationId, OnConflict, Page, RecorderTransaction, Remembered,
-    Select, cell, filter::Comparison,
+    Actor, EntityId, Filter, Image, KeyValues, MutationId, OnConflict, Page, RecorderTransaction, Remembered, cell,
+    filter::Comparison,
 };
 use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};
 
@@ -21,6 +21,7 @@ use crate::{
     error::{ApiError, Code},
     input::{Reader, list},
     model::Model,
+    policy::{self, Access, Scope, Usage},
     resolve::Row,
 };
 
@@ -96,7 +97,7 @@ fn field(entity: Described<'_>, suffix: &str, action: Action, ty: TypeRef, argum
             let model = ctx.data::<Arc<Model>>()?;
             let mut transaction = transaction(&ctx).await?;
             let arguments = Model::arguments(&ctx);
-            let mutation = Mutation { model, entity: id, action };
+            let mutation = Mutation { model, access: ctx.data::<Arc<Access>>()?, entity: id, action };
             let outcome = mutation.once(&mut transaction, ctx.field().name(), &arguments).await?;
             Ok(Some(mutation.answer(outcome)?))
         })
@@ -109,13 +110,22 @@ fn field(entity: Described<'_>, suffix: &str, action: Action, ty: TypeRef, argum
 
 struct Mutation<'a> {
     model: &'a Arc<Model>,
+    access: &'a Arc<Access>,
     entity: EntityId,
     action: Action,
 }
 
+/// The key of a written row, with what was done to it. `Read` where it was left as it is.
+type Written = (KeyValues, policy::Action);
+
 impl Mutation<'_> {
     fn reader(&self) -> Reader<'_> {
-        Reader { names: &self.model.names, entity: self.model.catalog().entity(self.entity) }
+        Reader::new(&self.model.names, self.model.catalog().entity(self.entity), self.access)
+    }
+
+    /// The rows that the viewer may do something with.
+    fn rows(&self, action: policy::Action) -> Result<Filter, ApiError> {
+        self.access.rows(action, self.entity, &self.model.names)
     }
 
     /// Performs the mutation, unless one with the same id has been performed: then gives what that one gave (promise I12).
@@ -132,7 +142,7 @@ impl Mutation<'_> {
             Some(ConstValue::String(id)) => MutationId::new(id),
             _ => return self.perform(transaction, arguments).await,
         };
-        let fingerprint = fingerprint(transaction.actor(), arguments);
+        let fingerprint = fingerprint(transaction.actor(), self.access.scope(), arguments);
         if let Some(first) = transaction.recall(&id, field).await.map_err(ApiError::from)? {
             if first.fingerprint != fingerprint {
                 return Err(ApiError::new(
@@ -159,6 +169,7 @@ impl Mutation<'_> {
         let argument = |name: &str| arguments.get(name).unwrap_or(&ConstValue::Null);
         match self.action {
             Action::CreateOne | Action::CreateBatch | Action::Upsert => {
+                self.rows(policy::Action::Insert)?;
                 let data = list(argument("data"));
                 self.check_size(data.len() as u64)?;
                 let on_conflict = match (argument("onConflict"), self.action) {
@@ -173,17 +184,22 @@ impl Mutation<'_> {
                 self.read_back(transaction, keys).await
             }
             Action::Update | Action::Delete => {
-                let filter = self.reader().filter(argument("filter"))?;
+                let (right, is_delete) = match self.action {
+                    Action::Delete => (policy::Action::Delete, true),
+                    _ => (policy::Action::Update, false),
+                };
+                // Rows that may not be written are as if they were not there.
+                let filter = self.reader().filter(argument("filter"))?.and(self.rows(right)?);
                 self.check_rows(transaction, &filter, argument("ifMatch")).await?;
                 let meta = self.model.catalog().entity(self.entity);
                 let condition = self.model.recorder.condition(meta, &filter).map_err(ApiError::from)?;
-                if self.action == Action::Delete {
+                if is_delete {
                     let deleted = meta.ops().delete(transaction, condition).await.map_err(ApiError::from)?;
                     return Ok(Outcome::Count(deleted));
                 }
-                let set = self.reader().assignments(argument("data"))?;
+                let set = self.reader().assignments(argument("data"), Usage::Update)?;
                 let keys = meta.ops().update(transaction, condition, set).await.map_err(ApiError::from)?;
-                self.read_back(transaction, keys).await
+                self.read_back(transaction, keys.into_iter().map(|key| (key, right)).collect()).await
             }
         }
     }
@@ -193,40 +209,81 @@ impl Mutation<'_> {
         transaction: &RecorderTransaction,
         row: &ConstValue,
         on_conflict: Option<&ConstValue>,
-    ) -> Result<KeyValues, ApiError> {
+    ) -> Result<Written, ApiError> {
         let meta = self.model.catalog().entity(self.entity);
         let values = self.reader().insert(row)?;
-        let Some(on_conflict) = on_conflict else {
-            return Ok(meta.ops().insert(transaction, values).await?);
-        };
-        let on_conflict = self.reader().on_conflict(on_conflict)?;
-        let given = values.clone();
-        match meta.ops().upsert(transaction, values, on_conflict.clone()).await? {
-            Some(key) => Ok(key),
-            None => self.existing(transaction, &given, &on_conflict).await,
+        let on_conflict = on_conflict.map(|input| self.reader().on_conflict(input)).transpose()?;
+        match on_conflict {
+            Some(on_conflict) if self.access.is_limited() => {
+                if let Some(written) = self.write_existing(transaction, &values, &on_conflict).await? {
+                    return Ok(written);
+                }
+            }
+            Some(on_conflict) => {
+                let given = values.clone();
+                return match meta.ops().upsert(transaction, values, on_conflict.clone()).await? {
+                    Some(key) => Ok((key, policy::Action::Insert)),
+                    None => self.existing(transaction, &given, &on_conflict).await?.ok_or_else(|| {
+                        ApiError::new(Code::Internal, "the row in the way is not there, or its key cannot be read")
+                    }),
+                };
+            }
+            None => {}
         }
+        Ok((meta.ops().insert(transaction, values).await?, policy::Action::Insert))
     }
 
-    /// The key of the row that was in the way and was left as it is.
+    /// Does what an upsert does with a row that is in the way, where policies tell what may be done with rows that are there from what may be
+    /// done with new ones. Rows that the viewer may not write are as if they were not there: then there is a unique key in the way of the
+    /// insert that follows.
+    async fn write_existing(
+        &self,
+        transaction: &RecorderTransaction,
+        given: &[(usize, Value)],
+        on_conflict: &OnConflict,
+    ) -> Result<Option<Written>, ApiError> {
+        if on_conflict.update.is_empty() {
+            return self.existing(transaction, given, on_conflict).await;
+        }
+        let meta = self.model.catalog().entity(self.entity);
+        let (Some(filter), Ok(rows)) = (self.in_the_way(given, on_conflict), self.rows(policy::Action::Update)) else {
+            return Ok(None);
+        };
+        let set: Vec<_> = given.iter().filter(|(column, _)| on_conflict.update.contains(column)).cloned().collect();
+        for (column, _) in &set {
+            self.access.check(Usage::Update, self.entity, *column, &self.model.names)?;
+        }
+        let condition = self.model.recorder.condition(meta, &filter.and(rows))?;
+        let keys = meta.ops().update(transaction, condition, set).await?;
+        Ok(keys.into_iter().next().map(|key| (key, policy::Action::Update)))
+    }
+
+    /// The key of the row that is in the way and is left as it is; `None` where the viewer sees none.
     async fn existing(
         &self,
         transaction: &RecorderTransaction,
         given: &[(usize, Value)],
         on_conflict: &OnConflict,
-    ) -> Result<KeyValues, ApiError> {
+    ) -> Result<Option<Written>, ApiError> {
+        let meta = self.model.catalog().entity(self.entity);
+        let Some(filter) = self.in_the_way(given, on_conflict) else { return Ok(None) };
+        let rows = self.select(transaction, filter, 1).await?;
+        let key = rows.first().and_then(|row| {
+            let cells = meta.key.iter().map(|&column| cell::read_value(&meta.columns[column], row.image.cell(column)));
+            cells.collect::<Option<KeyValues>>()
+        });
+        Ok(key.map(|key| (key, policy::Action::Read)))
+    }
+
+    /// The row that has the values of the unique key that decides; `None` where not all of them were given.
+    fn in_the_way(&self, given: &[(usize, Value)], on_conflict: &OnConflict) -> Option<Filter> {
         let meta = self.model.catalog().entity(self.entity);
         let target = if on_conflict.target.is_empty() { &meta.key } else { &on_conflict.target };
-        let parts = target.iter().filter_map(|column| {
+        let parts = target.iter().map(|column| {
             let (_, value) = given.iter().find(|(given, _)| given == column)?;
             Some(Filter::Compare(*column, Comparison::Equal, value.clone()))
         });
-        let rows = self.select(transaction, Filter::All(parts.collect()), 1).await?;
-        let row = rows.first().ok_or_else(|| ApiError::new(Code::Internal, "the row in the way is not there"))?;
-        meta.key
-            .iter()
-            .map(|&column| cell::read_value(&meta.columns[column], row.image.cell(column)))
-            .collect::<Option<_>>()
-            .ok_or_else(|| ApiError::new(Code::Internal, "the key of the row in the way cannot be read"))
+        parts.collect::<Option<_>>().map(Filter::All)
     }
 
     /// Refuses a write that would change too many rows, or rows that are not as the client takes them to be.
@@ -244,13 +301,12 @@ impl Mutation<'_> {
         }
         let meta = self.model.catalog().entity(self.entity);
         // As a filter, so that equal means what it means in the database: a decimal may be written in several ways.
-        let expected =
-            self.reader().assignments(if_match)?.into_iter().map(|(column, value)| {
-                match cell::write_value(&value, &mut String::new()) {
-                    true => Filter::Compare(column, Comparison::Equal, value),
-                    false => Filter::IsNull(column),
-                }
-            });
+        let expected = self.reader().assignments(if_match, Usage::Filter)?.into_iter().map(|(column, value)| {
+            match cell::write_value(&value, &mut String::new()) {
+                true => Filter::Compare(column, Comparison::Equal, value),
+                false => Filter::IsNull(column),
+            }
+        });
         let expected =
             self.model.log().predicate(meta, &Filter::All(expected.collect())).await.map_err(ApiError::from)?;
         if !rows.is_empty() && rows.iter().all(|row| expected.matches(&row.image)) {
@@ -259,7 +315,8 @@ impl Mutation<'_> {
         let encoder = self.model.encoder();
         let current = rows.iter().map(|row| {
             let mut json = String::new();
-            encoder.row_json(self.entity, &row.image, 0..meta.columns.len(), &mut json);
+            let seen = (0..meta.columns.len()).filter(|&column| self.access.allows(Usage::Read, self.entity, column));
+            encoder.row_json(self.entity, &row.image, seen, &mut json);
             serde_json::from_str(&json).unwrap_or_default()
         });
         let current = ConstValue::List(current.collect());
@@ -276,52 +333,59 @@ impl Mutation<'_> {
         Ok(())
     }
 
+    /// Whole rows of those that the viewer may read.
     async fn select(
         &self,
         transaction: &RecorderTransaction,
         filter: Filter,
         limit: u64,
     ) -> Result<Vec<Row>, ApiError> {
-        let columns = self.model.catalog().entity(self.entity).columns.len();
-        let select = Select {
-            items: (0..columns).map(Item::Cell).collect(),
-            filter,
-            page: Page::Window { offset: 0, limit },
-            ..Select::new(self.entity)
-        };
+        let mut select = self.model.whole_rows(self.access, self.entity)?;
+        select.filter = filter.and(select.filter);
+        select.page = Page::Window { offset: 0, limit };
         self.model.rows(self.entity, &transaction.fetch(&select).await?)
     }
 
-    /// Reads the written rows as they are stored: defaults and triggers have done their part.
+    /// Reads the written rows as they are stored: defaults and triggers have done their part. Refuses a write that left a row which the viewer
+    /// may not write so, or not read.
     async fn read_back(
         &self,
         transaction: &RecorderTransaction,
-        keys: Vec<KeyValues>,
+        written: Vec<Written>,
     ) -> Result<Outcome, GraphqlError> {
         const AT_ONCE: usize = 500;
         let meta = self.model.catalog().entity(self.entity);
         let mut found: HashMap<Vec<Option<String>>, Arc<Image>> = HashMap::new();
-        for keys in keys.chunks(AT_ONCE) {
-            let any = keys.iter().map(|key| {
-                let parts = meta.key.iter().zip(key);
-                Filter::All(
-                    parts.map(|(&column, value)| Filter::Compare(column, Comparison::Equal, value.clone())).collect(),
-                )
-            });
-            for row in self.select(transaction, Filter::Any(any.collect()), u64::MAX >> 1).await? {
-                let key = meta.key.iter().map(|&column| row.image.cell(column).map(str::to_owned)).collect();
-                found.insert(key, row.image);
+        for right in [policy::Action::Insert, policy::Action::Update, policy::Action::Read] {
+            let keys: Vec<_> = written.iter().filter(|(_, done)| *done == right).map(|(key, _)| key).collect();
+            for keys in keys.chunks(AT_ONCE) {
+                let any = keys.iter().map(|key| {
+                    let parts = meta.key.iter().zip(*key);
+                    let equal = parts.map(|(&column, value)| Filter::Compare(column, Comparison::Equal, value.clone()));
+                    Filter::All(equal.collect())
+                });
+                let filter = Filter::Any(any.collect()).and(self.rows(right)?);
+                for row in self.select(transaction, filter, u64::MAX >> 1).await? {
+                    let key = meta.key.iter().map(|&column| row.image.cell(column).map(str::to_owned)).collect();
+                    found.insert(key, row.image);
+                }
             }
         }
-        let rows = keys.iter().filter_map(|key| {
+        let mut rows = Vec::with_capacity(written.len());
+        for (key, right) in &written {
             let cells = key.iter().map(|value| {
                 let mut canonical = String::new();
                 cell::write_value(value, &mut canonical).then_some(canonical)
             });
-            let image = found.get(&cells.collect::<Vec<_>>())?;
-            Some(image.cells().map(|cell| cell.map(str::to_owned)).collect())
-        });
-        Ok(Outcome::Rows(rows.collect()))
+            match found.get(&cells.collect::<Vec<_>>()) {
+                Some(image) => rows.push(image.cells().map(|cell| cell.map(str::to_owned)).collect()),
+                None if self.access.is_limited() => {
+                    return Err(Access::refusal(*right, self.entity, &self.model.names).into());
+                }
+                None => {}
+            }
+        }
+        Ok(Outcome::Rows(rows))
     }
 
     fn answer(&self, outcome: Outcome) -> Result<FieldValue<'static>, GraphqlError> {
@@ -343,12 +407,12 @@ impl Mutation<'_> {
     }
 }
 
-/// Tells whether two mutations ask for the same thing in the same name.
-fn fingerprint(actor: &Actor, arguments: &Arguments) -> String {
+/// Tells whether two mutations ask for the same thing in the same name, and with the same rights: the first's answer is given again.
+fn fingerprint(actor: &Actor, scope: &Scope, arguments: &Arguments) -> String {
     // As JSON values, whose objects are in the order of their keys: a client may write the same in another order.
     let others = arguments.iter().filter(|(name, _)| name.as_str() != "mutationId");
     let others: BTreeMap<_, _> =
         others.map(|(name, value)| (name.as_str(), serde_json::to_value(value).unwrap_or_default())).collect();
-    let text = serde_json::to_string(&(actor.as_str(), others)).unwrap_or_default();
+    let text = serde_json::to_string(&(actor.as_str(), scope.as_str(), others)).unwrap_or_default();
     data_encoding::HEXLOWER.encode(&Sha256::digest(text.as_bytes()))
 }

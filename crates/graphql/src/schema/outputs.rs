@@ -12,6 +12,7 @@ use crate::{
     error::ApiError,
     model::Model,
     plan::{Arguments, has_extremes},
+    policy::Access,
     resolve::{Aggregates, Relations, RequestVariables, Row, RowList},
 };
 
@@ -19,6 +20,11 @@ type Answer<'a> = Result<Option<FieldValue<'a>>, GraphqlError>;
 
 fn model<'a>(ctx: &ResolverContext<'a>) -> &'a Arc<Model> {
     ctx.data_unchecked::<Arc<Model>>()
+}
+
+/// What the viewer may do. Without it, nothing is resolved.
+fn access<'a>(ctx: &ResolverContext<'a>) -> Result<&'a Arc<Access>, GraphqlError> {
+    ctx.data::<Arc<Access>>()
 }
 
 fn parent<'a, T: Send + Sync + 'static>(ctx: &ResolverContext<'a>) -> Result<&'a T, GraphqlError> {
@@ -122,7 +128,7 @@ pub(super) fn list_field(entity: Described<'_>) -> Field {
     let id = entity.meta.id;
     let field = Field::new(&entity.names().field, TypeRef::named_nn(entity.of("Connection")), move |ctx| {
         FieldFuture::new(async move {
-            let list = model(&ctx).resolve_list(id, &Model::arguments(&ctx)).await?;
+            let list = model(&ctx).resolve_list(access(&ctx)?, id, &Model::arguments(&ctx)).await?;
             Ok(Some(FieldValue::owned_any(list)))
         })
     });
@@ -147,7 +153,8 @@ pub(super) fn by_key_field(entity: Described<'_>) -> Field {
     let field = Field::new(name, TypeRef::named(&entity.names().object), move |ctx| {
         FieldFuture::new(async move {
             let variables = ctx.data_opt::<RequestVariables>().cloned().unwrap_or_default();
-            let row = model(&ctx).resolve_by_key(id, Arguments::of(&ctx.item.node), &variables.0).await?;
+            let arguments = Arguments::of(&ctx.item.node);
+            let row = model(&ctx).resolve_by_key(access(&ctx)?, id, arguments, &variables.0).await?;
             Ok(row.map(FieldValue::owned_any))
         })
     });
@@ -160,7 +167,7 @@ pub(super) fn by_key_field(entity: Described<'_>) -> Field {
 fn columns(entity: Described<'_>, object: Object) -> Object {
     entity.columns().fold(object, |object, (index, meta, name)| {
         object.field(ready(name, output_type(&entity.model.names, meta), move |ctx| {
-            model(ctx).resolve_column(parent::<Row>(ctx)?, index)
+            model(ctx).resolve_column(access(ctx)?, parent::<Row>(ctx)?, index)
         }))
     })
 }
@@ -264,7 +271,7 @@ pub(super) fn key_object(entity: Described<'_>, name: String) -> Object {
     entity.meta.key.iter().fold(Object::new(name), |object, &column| {
         let ty = nullable(output_name(&entity.model.names, &entity.meta.columns[column].kind), false);
         object.field(ready(&entity.names().columns[column], ty, move |ctx| {
-            model(ctx).resolve_column(parent::<Row>(ctx)?, column)
+            model(ctx).resolve_column(access(ctx)?, parent::<Row>(ctx)?, column)
         }))
     })
 }

@@ -8,8 +8,8 @@ use async_graphql::{Value as ConstValue, Variables};
 use futures_util::Stream;
 use sea_orm::sea_query::Value;
 use tidewire_outbox::{
-    Change, Cursor, EntityId, EventKind, Filter, Follower, Image, Item, Operation, ResyncReason, Select, Snapshot,
-    Step, Transaction, cell, classify,
+    Change, Cursor, EntityId, EventKind, Filter, Follower, Image, Item, Operation, ResyncReason, Snapshot, Step,
+    Transaction, cell, classify,
     filter::{Comparison, Predicate},
     json::Scanner,
 };
@@ -24,6 +24,7 @@ use crate::{
     plan::{
         Arguments, ChangeField, EventField, Keyed, Node, NodeField, Plan, PreparedNode, StreamField, object, separate,
     },
+    policy::{Access, Action, Usage},
     wire::write_string,
 };
 
@@ -80,7 +81,10 @@ fn occurrences(query: &str, variable: &str) -> usize {
 pub(super) struct ChangeGroup {
     model: Arc<Model>,
     plan: Arc<Plan>,
+    access: Arc<Access>,
     sees: Sees,
+    /// Which rows of an entity the policy lets the group see, where it does not let it see all.
+    sights: HashMap<EntityId, Predicate>,
     operations: Option<Vec<Operation>>,
     /// What the nodes of the changes need beside the changed rows: for each `node` field.
     nodes: Vec<(PreparedNode, Vec<Item>)>,
@@ -105,7 +109,9 @@ impl Shared {
 
 /// Which changes a group sees.
 enum Sees {
+    /// Rows that pass the filter, which the policy is part of.
     Shape { entity: EntityId, predicate: Predicate, filter: Filter },
+    /// All rows that the policy lets the group see.
     Entities(Vec<EntityId>),
 }
 
@@ -118,7 +124,7 @@ struct Parts<'a> {
     relations: Vec<HashMap<String, String>>,
 }
 
-/// A change, or a row of a snapshot, as the group sees it.
+/// A change, or a row of a snapshot, as the group sees it: an image that it may not see is none.
 struct Seen<'a> {
     kind: EventKind,
     change: Option<&'a Change>,
@@ -127,7 +133,25 @@ struct Seen<'a> {
     after: Option<&'a Image>,
 }
 
-impl Seen<'_> {
+impl<'a> Seen<'a> {
+    /// Whether the change took the row out of the group's sight. Then nothing is told but that, and of which row.
+    fn is_out_of_sight(&self) -> bool {
+        self.after.is_none() && self.change.is_some_and(|change| change.after.is_some())
+    }
+
+    /// The change, as far as the group may know who made it.
+    fn told(&self) -> Option<&'a Change> {
+        self.change.filter(|_| !self.is_out_of_sight())
+    }
+
+    /// The columns that differ between the images that the group sees; all of them for a row that is new to it, none for one that is gone.
+    fn changed(&self, columns: impl Iterator<Item = usize>) -> impl Iterator<Item = usize> {
+        columns.filter(|&column| match (self.before, self.after) {
+            (Some(before), Some(after)) => before.cell(column) != after.cell(column),
+            (_, after) => after.is_some(),
+        })
+    }
+
     fn image(&self) -> &Image {
         self.after.or(self.before).expect("a change has an image")
     }
@@ -139,7 +163,7 @@ impl Seen<'_> {
 
     /// The row as it was, for those who saw it.
     fn previous(&self) -> Option<&Image> {
-        if self.kind == EventKind::Enter { None } else { self.before }
+        if self.kind == EventKind::Enter || self.is_out_of_sight() { None } else { self.before }
     }
 }
 
@@ -149,18 +173,27 @@ impl ChangeGroup {
     /// How many bytes of them, beside the newest. Those who come later work them out again.
     const KEPT_BYTES: usize = 4 << 20;
 
-    pub(super) async fn new(model: Arc<Model>, plan: Arc<Plan>, variables: Variables) -> Result<Arc<Self>, ApiError> {
+    pub(super) async fn new(
+        model: Arc<Model>,
+        plan: Arc<Plan>,
+        variables: Variables,
+        access: Arc<Access>,
+    ) -> Result<Arc<Self>, ApiError> {
         let Plan::Subscription(stream) = &*plan else { return Err(ApiError::bad_input("this is no subscription")) };
         let mut nodes = Vec::new();
         let mut operations = None;
         let sees = match &stream.field {
             StreamField::Live(_) => return Err(ApiError::bad_input("this is no subscription to changes")),
-            StreamField::AllChanges { arguments, .. } => Sees::Entities(entities(&model, arguments, &variables)?),
+            StreamField::AllChanges { arguments, .. } => {
+                Sees::Entities(entities(&model, &access, arguments, &variables)?)
+            }
             StreamField::Changes { entity, arguments, fields } => {
                 let arguments = arguments.resolve(&variables);
                 let meta = model.catalog().entity(*entity);
-                let reader = Reader { names: &model.names, entity: meta };
-                let filter = reader.filter(arguments.get("filters").unwrap_or(&ConstValue::Null))?;
+                let readable = access.rows(Action::Read, *entity, &model.names)?;
+                let reader = Reader::new(&model.names, meta, &access);
+                let filter = reader.filter(arguments.get("filters").unwrap_or(&ConstValue::Null))?.and(readable);
+                check_columns(&model, &access, fields)?;
                 if let Some(value) = arguments.get("operations").filter(|value| **value != ConstValue::Null) {
                     operations = Some(list(value).iter().filter_map(operation).collect());
                 }
@@ -169,7 +202,8 @@ impl ChangeGroup {
                     let mut prepared = PreparedNode::default();
                     for (_, field) in &node.fields {
                         if let NodeField::One(..) | NodeField::Many(..) = field {
-                            prepared.relations.push(model.preparer(&variables).relation(field, &mut items)?);
+                            let preparer = model.preparer(&variables, &access);
+                            prepared.relations.push(preparer.relation(*entity, field, &mut items)?);
                         }
                     }
                     nodes.push((prepared, items));
@@ -178,7 +212,9 @@ impl ChangeGroup {
                 Sees::Shape { entity: *entity, predicate, filter }
             }
         };
-        Ok(Arc::new(Self { model, plan: Arc::clone(&plan), sees, operations, nodes, rendered: Mutex::default() }))
+        let sights = sights(&model, &access, &sees).await?;
+        let rendered = Mutex::default();
+        Ok(Arc::new(Self { model, plan: Arc::clone(&plan), access, sees, sights, operations, nodes, rendered }))
     }
 
     fn fields(&self) -> (&str, &[Keyed<EventField>]) {
@@ -226,22 +262,33 @@ impl ChangeGroup {
         if self.operations.as_ref().is_some_and(|operations| !operations.contains(&change.operation)) {
             return None;
         }
+        let sight = self.sights.get(&change.entity);
         let kind = match &self.sees {
             Sees::Shape { entity, predicate, .. } if *entity == change.entity => classify(predicate, change)?,
-            Sees::Entities(entities) if entities.contains(&change.entity) => match change.operation {
-                Operation::Insert => EventKind::Enter,
-                Operation::Update => EventKind::Update,
-                Operation::Delete => EventKind::Leave,
+            Sees::Entities(entities) if entities.contains(&change.entity) => match (sight, change.operation) {
+                (Some(sight), _) => classify(sight, change)?,
+                (None, Operation::Insert) => EventKind::Enter,
+                (None, Operation::Update) => EventKind::Update,
+                (None, Operation::Delete) => EventKind::Leave,
             },
             _ => return None,
         };
-        Some(Seen {
-            kind,
-            change: Some(change),
-            entity: change.entity,
-            before: change.before.as_ref(),
-            after: change.after.as_ref(),
-        })
+        let seen = |image: &'a Option<Image>| -> Option<&'a Image> {
+            image.as_ref().filter(|image| sight.is_none_or(|sight| sight.matches(image)))
+        };
+        let (before, after) = (seen(&change.before), seen(&change.after));
+        let seen = Seen { kind, change: Some(change), entity: change.entity, before, after };
+        // Where nothing changed that the group may see, nothing happened.
+        let is_nothing = self.access.is_limited()
+            && kind == EventKind::Update
+            && seen.changed(self.columns(change.entity)).next().is_none();
+        (!is_nothing).then_some(seen)
+    }
+
+    /// The columns that the group may see.
+    fn columns(&self, entity: EntityId) -> impl Iterator<Item = usize> + Clone {
+        let columns = 0..self.model.catalog().entity(entity).columns.len();
+        columns.filter(move |&column| self.access.allows(Usage::Read, entity, column))
     }
 
     async fn write(&self, cursor: Option<&Cursor>, resync: Option<&'static str>, seen: &[Seen<'_>]) -> Shared {
@@ -275,8 +322,11 @@ impl ChangeGroup {
             let parts = meta.key.iter().zip(key?);
             Some(Filter::All(parts.map(|(&column, value)| Filter::Compare(column, Comparison::Equal, value)).collect()))
         });
-        let filter = Filter::Any(keys.collect());
-        let select = Select { items: items.to_vec(), filter, ..Select::new(entity) };
+        let keys = Filter::Any(keys.collect());
+        // That it may be selected has been seen when the group was made.
+        let Ok(mut select) = self.access.select(entity, &self.model.names) else { return HashMap::new() };
+        select.items = items.to_vec();
+        select.filter = keys.and(select.filter);
         loop {
             let fetched = self.model.recorder.fetch(std::slice::from_ref(&select)).await;
             match fetched.and_then(|parts| self.by_key(entity, &parts[0])) {
@@ -359,9 +409,9 @@ impl ChangeGroup {
         };
         let encoder = self.model.stream_encoder();
         let meta = self.model.catalog().entity(seen.entity);
-        let all = 0..meta.columns.len();
+        let columns = self.columns(seen.entity);
         let row = |image: Option<&Image>, out: &mut String| match image {
-            Some(image) => encoder.row_json(seen.entity, image, all.clone(), out),
+            Some(image) => encoder.row_json(seen.entity, image, columns.clone(), out),
             None => out.push_str("null"),
         };
         match field {
@@ -417,19 +467,15 @@ impl ChangeGroup {
                 let names = self.model.names.entity(seen.entity);
                 out.push('[');
                 let mut first = true;
-                let mut write = |column: usize| {
+                for column in seen.changed(columns) {
                     separate(&mut first, out);
                     write_string(&names.columns[column], out);
-                };
-                match seen.change {
-                    Some(change) => change.changed_columns().for_each(&mut write),
-                    None => all.for_each(&mut write),
                 }
                 out.push(']');
             }
-            ChangeField::Actor => optional(seen.change.and_then(|change| change.actor.as_ref()), out),
-            ChangeField::Origin => optional(seen.change.and_then(|change| change.origin.as_ref()), out),
-            ChangeField::MutationId => optional(seen.change.and_then(|change| change.mutation_id.as_ref()), out),
+            ChangeField::Actor => optional(seen.told().and_then(|change| change.actor.as_ref()), out),
+            ChangeField::Origin => optional(seen.told().and_then(|change| change.origin.as_ref()), out),
+            ChangeField::MutationId => optional(seen.told().and_then(|change| change.mutation_id.as_ref()), out),
             ChangeField::At => match seen.change {
                 Some(change) => {
                     let mut canonical = String::new();
@@ -444,6 +490,40 @@ impl ChangeGroup {
             ChangeField::PreviousJson => row(seen.previous(), out),
         }
     }
+}
+
+/// Which rows of an entity the policy lets a group see, for entities of which it does not let it see all.
+async fn sights(model: &Model, access: &Access, sees: &Sees) -> Result<HashMap<EntityId, Predicate>, ApiError> {
+    let entities = match sees {
+        Sees::Shape { entity, .. } => std::slice::from_ref(entity),
+        Sees::Entities(entities) => entities,
+    };
+    let mut sights = HashMap::new();
+    for &entity in entities {
+        let rows = access.rows(Action::Read, entity, &model.names)?;
+        if !rows.is_all() {
+            sights.insert(entity, model.log().predicate(model.catalog().entity(entity), &rows).await?);
+        }
+    }
+    Ok(sights)
+}
+
+/// Refuses fields whose columns may not be read.
+fn check_columns(model: &Model, access: &Access, fields: &[Keyed<EventField>]) -> Result<(), ApiError> {
+    let changes = fields.iter().filter_map(|(_, field)| match field {
+        EventField::Changes(changes) => Some(changes),
+        _ => None,
+    });
+    let nodes = changes.flatten().filter_map(|(_, field)| match field {
+        ChangeField::Node(node) | ChangeField::Previous(node) => Some(node),
+        _ => None,
+    });
+    nodes.flat_map(|node| node.fields.iter().map(|(_, field)| (node.entity, field))).try_for_each(|(entity, field)| {
+        match field {
+            NodeField::Column(column) => access.check(Usage::Read, entity, *column, &model.names),
+            _ => Ok(()),
+        }
+    })
 }
 
 fn key_text(meta: &tidewire_outbox::EntityMeta, image: &Image) -> String {
@@ -472,10 +552,19 @@ fn operation(value: &ConstValue) -> Option<Operation> {
     })
 }
 
-fn entities(model: &Model, arguments: &Arguments, variables: &Variables) -> Result<Vec<EntityId>, ApiError> {
+/// The entities that were named, or all that the group may read.
+fn entities(
+    model: &Model,
+    access: &Access,
+    arguments: &Arguments,
+    variables: &Variables,
+) -> Result<Vec<EntityId>, ApiError> {
     let arguments = arguments.resolve(variables);
     match arguments.get("entities") {
-        None | Some(ConstValue::Null) => Ok(model.catalog().entities().iter().map(|entity| entity.id).collect()),
+        None | Some(ConstValue::Null) => {
+            let all = model.catalog().entities().iter().map(|entity| entity.id);
+            Ok(all.filter(|&entity| access.reads(entity)).collect())
+        }
         Some(names) => list(names)
             .iter()
             .map(|name| {

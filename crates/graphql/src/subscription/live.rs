@@ -11,6 +11,7 @@ use crate::{
     frame::{Frame, Template},
     model::Model,
     plan::{Plan, PreparedList, StreamField},
+    policy::Access,
 };
 
 /// How long to wait before a query that failed is tried again.
@@ -36,10 +37,11 @@ impl LiveGroup {
         model: Arc<Model>,
         plan: Arc<Plan>,
         variables: &Variables,
+        access: &Access,
     ) -> Result<Arc<Self>, ApiError> {
         let Plan::Subscription(stream) = &*plan else { return Err(ApiError::bad_input("this is no subscription")) };
         let StreamField::Live(list) = &stream.field else { return Err(ApiError::bad_input("this is no live query")) };
-        let (select, prepared) = model.preparer(variables).list(list)?;
+        let (select, prepared) = model.preparer(variables, access).list(list)?;
         let mut reads = BTreeSet::new();
         add_reads(&model, &select, &mut reads);
         let query = Query { model, plan: Arc::clone(&plan), select, prepared, reads };

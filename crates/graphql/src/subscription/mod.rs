@@ -1,6 +1,6 @@
 //! Running subscriptions.
 //!
-//! Subscriptions with the same document and variables form a group. What a transaction means to a group is worked out once, by whoever of the
+//! Subscriptions with the same document, variables and rights form a group. What a transaction means to a group is worked out once, by whoever of the
 //! group comes to it first, and written once; the others share it. Each subscriber walks the log at its own pace, so none waits for another.
 
 mod changes;
@@ -24,6 +24,7 @@ use crate::{
     frame::Frame,
     model::Model,
     plan::{Plan, StreamField},
+    policy::{Access, Scope},
 };
 
 /// All subscriptions of an API.
@@ -73,8 +74,8 @@ impl Drop for Open {
     }
 }
 
-/// What makes two subscriptions the same.
-type GroupKey = (Arc<str>, Option<Arc<str>>, String);
+/// What makes two subscriptions the same: document, operation, variables, and what their viewers may see.
+type GroupKey = (Arc<str>, Option<Arc<str>>, String, Scope);
 
 struct Groups<G>(Mutex<HashMap<GroupKey, Weak<G>>>);
 
@@ -128,6 +129,7 @@ impl Subscriptions {
         plan: Arc<Plan>,
         request: &Request,
         variables: Variables,
+        access: Arc<Access>,
     ) -> Result<BoxStream<'static, Frame>, ApiError> {
         let Plan::Subscription(stream) = &*plan else {
             return Err(ApiError::bad_input("this is no subscription"));
@@ -140,17 +142,20 @@ impl Subscriptions {
             Arc::from(request.query.as_str()),
             request.operation_name.as_deref().map(Arc::from),
             changes::group_variables(&stream.field, &request.query, &variables),
+            access.scope().clone(),
         );
         if is_live {
             let group = match self.live.get(&key) {
                 Some(group) => group,
-                None => self.live.insert(key, LiveGroup::start(Arc::clone(&self.model), plan, &variables).await?),
+                None => {
+                    self.live.insert(key, LiveGroup::start(Arc::clone(&self.model), plan, &variables, &access).await?)
+                }
             };
             return Ok(live::subscribe(group, open).boxed());
         }
         let group = match self.changes.get(&key) {
             Some(group) => group,
-            None => self.changes.insert(key, ChangeGroup::new(Arc::clone(&self.model), plan, variables).await?),
+            None => self.changes.insert(key, ChangeGroup::new(Arc::clone(&self.model), plan, variables, access).await?),
         };
         let follower = changes::begin(&self.model, &start).await?;
         Ok(changes::subscribe(group, start, follower, open).boxed())

@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, unreachable_pub, reason = "a test may panic, and has no public surface")]
 
+mod leaks;
 mod limits;
 mod mutations;
 mod plans;
+mod policy;
 mod queries;
 mod subscriptions;
 mod support;

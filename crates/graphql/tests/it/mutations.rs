@@ -3,7 +3,7 @@
 use sea_orm::{ActiveModelTrait, ConnectionTrait, EntityTrait, PaginatorTrait, Set};
 use serde_json::{Value, json};
 use tidewire_graphql::{
-    Api, Options, Request,
+    Api, Options, Request, Viewer,
     async_graphql::dynamic::{Field, FieldFuture, FieldValue, TypeRef},
 };
 use tidewire_outbox::{Actor, Cursor, Origin, Step};
@@ -263,7 +263,7 @@ on_every_target! {
         let zoo = Zoo::populated_in(database).await;
         let before = zoo.recorder.log().position().await.unwrap();
         let request = Request {
-            actor: Some(Actor::user("ada")),
+            viewer: Viewer::default().acting_as(Actor::user("ada")).into(),
             origin: Some(Origin::new("phone")),
             ..request("mutation { foodCreateOne(data: { name: \"nuts\" }, mutationId: \"m\") { id } }", json!({}))
         };

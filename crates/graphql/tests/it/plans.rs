@@ -1,11 +1,12 @@
 //! What a plan answers is what the resolvers answer, byte for byte.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, sync::Arc};
 
 use rand::{Rng, SeedableRng, seq::IndexedRandom};
 use rand_chacha::ChaCha8Rng;
 use sea_orm::{ActiveModelTrait, ConnectionTrait, IntoActiveModel, NotSet};
 use serde_json::json;
+use tidewire_graphql::{Api, Policy, Request, Viewer};
 use tidewire_outbox::{Catalog, EntityMeta, Kind, RelationMeta};
 use tidewire_testkit::{on_every_target, zoo::arbitrary};
 
@@ -292,6 +293,67 @@ on_every_target! {
         }
         assert!(compared > 350, "{compared}");
     }
+}
+
+/// Under policies too, which the one puts into a statement and the other into many.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_answers_as_the_resolvers_do_under_policies() {
+    let rules = [
+        ("keeper", json!({ "id": { "lte": 2 } })),
+        ("animal", json!({ "or": [{ "tame": { "eq": true } }, { "keeperId": { "eq": "$sub" } }] })),
+        ("chip", json!({ "serial": { "gt": 9 } })),
+        ("food", json!({ "name": { "ne": "fish" } })),
+        ("diet", json!({ "grams": { "is_in": [5_000, 10, 300] } })),
+        ("visit", json!({ "number": { "eq": 1 } })),
+        ("everything", json!({ "id": { "is_null": true } })),
+    ];
+    let mut zoo = Zoo::populated().await;
+    let (mut answered, mut refused) = (0, 0);
+    for round in 0..24_u64 {
+        // GIVEN policies that hide rows and, now and then, a column or an entity
+        let mut random = ChaCha8Rng::seed_from_u64(1_000 + round);
+        let mut policies: Vec<Policy> = Vec::new();
+        for (entity, rule) in &rules {
+            let meta = zoo.recorder.catalog().find(entity).unwrap();
+            let hidden =
+                if random.random_ratio(1, 4) { random.random_range(0..meta.columns.len()) } else { usize::MAX };
+            let seen =
+                meta.columns.iter().enumerate().filter(|(index, _)| *index != hidden).map(|(_, column)| column.name);
+            let read = if random.random_ratio(1, 3) { &json!({}) } else { rule };
+            let policy =
+                json!({ "entity": entity, "role": "keeper", "read": read, "readable": seen.collect::<Vec<_>>() });
+            if !random.random_ratio(1, 12) {
+                policies.push(serde_json::from_value(policy).unwrap());
+            }
+        }
+        zoo.api = Api::builder(zoo.recorder.clone()).policies(policies).finish().unwrap();
+        let viewer = Arc::new(Viewer::with_roles(["keeper"]).claim("sub", random.random_range(1..3)));
+        for seed in 0..25 {
+            // WHEN a document is answered both ways
+            let random = ChaCha8Rng::seed_from_u64(round * 1_000 + seed);
+            let (document, fragments) = (String::new(), Vec::new());
+            let author =
+                Author { but_not: "", catalog: zoo.recorder.catalog(), random, document, fragments, aliases: 0 };
+            let document = author.query();
+            let variables = json!({ "yes": true, "text": "leo" });
+            let as_viewer = || Request { viewer: Arc::clone(&viewer), ..request(&document, variables.clone()) };
+            let planned = zoo.api.execute(as_viewer()).await.json;
+            let resolved = zoo.api.execute_resolved(as_viewer()).await.json;
+
+            // THEN the answers are the same. Which of the errors below one null are told is left to chance.
+            let is_refused = planned.contains("\"FORBIDDEN\"");
+            assert_eq!(is_refused, resolved.contains("\"FORBIDDEN\""), "{round} {seed}: {document}");
+            if is_refused {
+                let data = |json: &str| serde_json::from_str::<serde_json::Value>(json).unwrap()["data"].take();
+                assert_eq!(data(&planned), data(&resolved), "{round} {seed}: {document}");
+                refused += 1;
+            } else {
+                assert_eq!(planned, resolved, "{round} {seed}: {document}");
+                answered += 1;
+            }
+        }
+    }
+    assert!(answered > 150 && refused > 50, "{answered} {refused}");
 }
 
 /// Where a column holds what GraphQL has no form for, both ways say so, with nulls and paths as the specification has them.

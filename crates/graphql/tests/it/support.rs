@@ -1,7 +1,7 @@
 use futures_util::{StreamExt, stream::BoxStream};
 use sea_orm::{ConnectionTrait, EntityTrait, Set};
 use serde_json::{Value, json};
-use tidewire_graphql::{Api, Frame, Options, Request, Subscribed, async_graphql::Variables};
+use tidewire_graphql::{Api, Frame, Options, Policy, Request, Subscribed, Viewer, async_graphql::Variables};
 use tidewire_outbox::Recorder;
 use tidewire_testkit::{
     TestDatabase, soon,
@@ -30,6 +30,13 @@ impl Zoo {
         let recorder = database.recorder(zoo::registry(), zoo::create).await;
         let api = Api::builder(recorder.clone()).options(options).finish().unwrap();
         Self { api, recorder, database }
+    }
+
+    /// A populated zoo whose API keeps to policies.
+    pub(crate) async fn guarded(database: TestDatabase, policies: impl IntoIterator<Item = Policy>) -> Self {
+        let mut zoo = Self::populated_in(database).await;
+        zoo.api = Api::builder(zoo.recorder.clone()).policies(policies).finish().unwrap();
+        zoo
     }
 
     /// Three keepers (ada leads bo and cy), four animals (leo and otto are ada's, sid is bo's, stray nobody's), three foods, four diets,
@@ -129,9 +136,24 @@ impl Zoo {
     }
 
     pub(crate) async fn subscribe(&self, query: &str, variables: Value) -> Events {
-        match self.api.subscribe(request(query, variables)).await {
-            Subscribed::Stream(frames) => Events(frames),
-            Subscribed::Single(response) => panic!("{}", response.json),
+        self.subscribe_as(&Viewer::default(), query, variables).await.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// What a viewer is answered.
+    pub(crate) async fn run_as(&self, viewer: &Viewer, query: &str, variables: Value) -> Value {
+        let request = Request { viewer: viewer.clone().into(), ..request(query, variables) };
+        serde_json::from_str(&self.api.execute(request).await.json).unwrap()
+    }
+
+    /// What a viewer's subscription gives, or the first error of the answer to it.
+    pub(crate) async fn subscribe_as(&self, viewer: &Viewer, query: &str, variables: Value) -> Result<Events, Value> {
+        let request = Request { viewer: viewer.clone().into(), ..request(query, variables) };
+        match self.api.subscribe(request).await {
+            Subscribed::Stream(frames) => Ok(Events(frames)),
+            Subscribed::Single(response) => {
+                let mut response: Value = serde_json::from_str(&response.json).unwrap();
+                Err(response["errors"][0].take())
+            }
         }
     }
 }

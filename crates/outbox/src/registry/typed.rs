@@ -43,7 +43,8 @@ pub trait EntityOps: Send + Sync + fmt::Debug {
         on_conflict: OnConflict,
     ) -> BoxFuture<'a, Result<Option<KeyValues>, DbErr>>;
 
-    /// Updates every row that the filter finds, one statement a row. Answers the keys as they are afterwards.
+    /// Updates every row that the filter finds, one statement a row. Answers the keys as they are afterwards. The rows are locked as they are
+    /// found, so that the filter holds of them until they are written.
     fn update<'a>(
         &'a self,
         db: &'a RecorderTransaction,
@@ -51,7 +52,7 @@ pub trait EntityOps: Send + Sync + fmt::Debug {
         set: Assignments,
     ) -> BoxFuture<'a, Result<Vec<KeyValues>, DbErr>>;
 
-    /// Deletes every row that the filter finds, one statement a row, and answers how many.
+    /// Deletes every row that the filter finds, one statement a row, and answers how many. The rows are locked as they are found.
     fn delete<'a>(&'a self, db: &'a RecorderTransaction, filter: Condition) -> BoxFuture<'a, Result<u64, DbErr>>;
 }
 
@@ -229,7 +230,7 @@ where
                 return Self::update_key(db, filter, set).await;
             }
             let mut keys = Vec::new();
-            for row in E::find().filter(filter).all(db).await? {
+            for row in E::find().filter(filter).lock_exclusive().all(db).await? {
                 let mut model = row.into_active_model();
                 for (index, value) in &set {
                     let column = Self::column(*index);
@@ -246,7 +247,7 @@ where
     fn delete<'a>(&'a self, db: &'a RecorderTransaction, filter: Condition) -> BoxFuture<'a, Result<u64, DbErr>> {
         Box::pin(async move {
             let mut deleted = 0;
-            for row in E::find().filter(filter).all(db).await? {
+            for row in E::find().filter(filter).lock_exclusive().all(db).await? {
                 deleted += row.into_active_model().delete(db).await?.rows_affected;
             }
             Ok(deleted)

@@ -18,6 +18,8 @@ pub struct Select {
     pub items: Vec<Item>,
     /// Which rows.
     pub filter: Filter,
+    /// Which rows of the table in the middle lead here, of a select at the end of a many-to-many relation.
+    pub through: Filter,
     /// Only rows that have such related rows.
     pub having: Vec<Having>,
     /// In which order; the primary key decides what this leaves open.
@@ -39,6 +41,7 @@ impl Select {
             entity,
             items: Vec::new(),
             filter: Filter::all(),
+            through: Filter::all(),
             having: Vec::new(),
             order: Vec::new(),
             page: Page::All,
@@ -69,6 +72,8 @@ pub struct Having {
     pub relation: usize,
     /// What the related row must pass.
     pub filter: Filter,
+    /// What the row of the table in the middle must pass, of a many-to-many relation.
+    pub through: Filter,
 }
 
 /// Up or down.
@@ -143,6 +148,8 @@ struct Writer<'a> {
 struct Link<'a> {
     relation: &'a RelationMeta,
     from: &'a EntityMeta,
+    /// What rows of the junction must pass.
+    through: &'a Filter,
     depth: usize,
 }
 
@@ -233,7 +240,8 @@ impl Writer<'_> {
             Item::Cell(column) => self.cell(entity, *column, depth, sql),
             Item::Key => sql.array(self.dialect, &entity.key, |sql, &column| self.cell(entity, column, depth, sql)),
             Item::One(relation, inner) => {
-                let link = Link { relation: &entity.relations[*relation], from: entity, depth };
+                let link =
+                    Link { relation: &entity.relations[*relation], from: entity, through: &inner.through, depth };
                 let (before, after) = self.dialect.maybe();
                 sql.push(before).push("(SELECT ");
                 self.row(inner, depth + 1, sql);
@@ -242,7 +250,8 @@ impl Writer<'_> {
                 sql.push(" LIMIT 1)").push(after);
             }
             Item::Many(relation, inner) => {
-                let link = Link { relation: &entity.relations[*relation], from: entity, depth };
+                let link =
+                    Link { relation: &entity.relations[*relation], from: entity, through: &inner.through, depth };
                 self.many(inner, Some(link), depth + 1, sql);
             }
         });
@@ -305,7 +314,8 @@ impl Writer<'_> {
             let relation = &entity.relations[having.relation];
             let target = self.catalog.entity(relation.target);
             let there = alias(depth + 1);
-            self.linked_source(target, Some(Link { relation, from: entity, depth }), &there, depth + 1, sql);
+            let link = Link { relation, from: entity, through: &having.through, depth };
+            self.linked_source(target, Some(link), &there, depth + 1, sql);
             condition::write(self.dialect, target, &there, &having.filter, sql);
             sql.push(")");
         }
@@ -336,6 +346,10 @@ impl Writer<'_> {
             equal(sql, (&between, middle, &junction.from), (here, entity, &junction.to));
             sql.push(" WHERE ");
             equal(sql, (&between, middle, &relation.to), (&there, link.from, &relation.from));
+            if !link.through.is_all() {
+                sql.push(" AND ");
+                condition::write(self.dialect, middle, &between, link.through, sql);
+            }
         } else {
             sql.push(" WHERE ");
             if let Some(extra) = &relation.condition {
