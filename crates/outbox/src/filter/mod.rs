@@ -5,13 +5,18 @@
 //! [`Semantics`].
 
 mod expr;
+mod index;
 mod predicate;
+mod ranges;
 
 use std::{collections::BTreeSet, sync::Arc};
 
 use sea_orm::sea_query::Value;
 
-pub use self::predicate::Predicate;
+pub use self::{
+    index::{PredicateId, PredicateIndex},
+    predicate::Predicate,
+};
 use crate::error::{Error, ErrorKind};
 
 /// A condition on the columns of one entity. Columns are indices into [`EntityMeta::columns`](crate::EntityMeta::columns); values are of

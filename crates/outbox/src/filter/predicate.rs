@@ -1,4 +1,9 @@
-use std::{cmp::Ordering, sync::Arc};
+use std::{
+    borrow::Cow,
+    cmp::Ordering,
+    hash::{Hash, Hasher},
+    sync::Arc,
+};
 
 use rust_decimal::Decimal;
 use sea_orm::sea_query::{OptionEnum, Value};
@@ -14,10 +19,10 @@ use crate::{
 
 /// A filter made ready to be asked of images.
 #[derive(Debug, Clone)]
-pub struct Predicate(Node);
+pub struct Predicate(pub(super) Node);
 
 #[derive(Debug, Clone)]
-enum Node {
+pub(super) enum Node {
     All(Box<[Node]>),
     Any(Box<[Node]>),
     Not(Box<Node>),
@@ -32,13 +37,13 @@ enum Node {
 
 /// A column and how to compare what it holds.
 #[derive(Debug, Clone)]
-struct Operand {
-    column: usize,
-    compare: Compare,
+pub(super) struct Operand {
+    pub(super) column: usize,
+    pub(super) compare: Compare,
 }
 
 #[derive(Debug, Clone)]
-enum Compare {
+pub(super) enum Compare {
     Boolean,
     Integer,
     /// 64-bit floats; and decimals where the database keeps them as floats.
@@ -53,9 +58,10 @@ enum Compare {
     Json,
 }
 
-#[derive(Debug, Clone, PartialEq)]
-enum Scalar {
+#[derive(Debug, Clone)]
+pub(super) enum Scalar {
     Integer(i128),
+    /// Never NaN, nor -0.
     Real(f64),
     Decimal(Decimal),
     Text(Box<str>),
@@ -232,29 +238,93 @@ impl Operand {
     }
 }
 
+impl Scalar {
+    fn real(value: f64) -> Option<Self> {
+        // -0 is 0.
+        (!value.is_nan()).then_some(Self::Real(value + 0.0))
+    }
+}
+
+/// Scalars of one column compare as its values do; what is of different columns has some order.
+impl Ord for Scalar {
+    fn cmp(&self, other: &Self) -> Ordering {
+        match (self, other) {
+            (Self::Integer(left), Self::Integer(right)) => left.cmp(right),
+            (Self::Real(left), Self::Real(right)) => left.total_cmp(right),
+            (Self::Decimal(left), Self::Decimal(right)) => left.cmp(right),
+            (Self::Text(left), Self::Text(right)) => left.cmp(right),
+            (Self::Instant(left, nanos), Self::Instant(right, others)) => (left, nanos).cmp(&(right, others)),
+            _ => self.rank().cmp(&other.rank()),
+        }
+    }
+}
+
+impl Scalar {
+    fn rank(&self) -> u8 {
+        match self {
+            Self::Integer(_) => 0,
+            Self::Real(_) => 1,
+            Self::Decimal(_) => 2,
+            Self::Text(_) => 3,
+            Self::Instant(..) => 4,
+        }
+    }
+}
+
+impl PartialOrd for Scalar {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Scalar {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Scalar {}
+
+impl Hash for Scalar {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        match self {
+            Self::Integer(value) => value.hash(state),
+            Self::Real(value) => value.to_bits().hash(state),
+            Self::Decimal(value) => value.hash(state),
+            Self::Text(value) => value.hash(state),
+            Self::Instant(seconds, nanos) => (seconds, nanos).hash(state),
+        }
+    }
+}
+
 impl Compare {
+    /// What a canonical cell holds, as values of the column compare; `None` where it is not of the column's type.
+    pub(super) fn read(&self, cell: &str) -> Option<Scalar> {
+        let text = || cell::text(cell);
+        Some(match self {
+            Self::Boolean => Scalar::Integer(i128::from(cell == "true")),
+            Self::Integer => Scalar::Integer(text().parse().ok()?),
+            // A 32-bit float's shortest text is another number when it is read as 64 bits.
+            Self::Real32 => return Scalar::real(f64::from(text().parse::<f32>().ok()?)),
+            Self::Real => return Scalar::real(text().parse().ok()?),
+            Self::Decimal => Scalar::Decimal(text().parse().ok()?),
+            Self::Instant => {
+                let (seconds, nanos) = cell::instant(&text())?;
+                Scalar::Instant(seconds, nanos)
+            }
+            Self::Json => Scalar::Text(minified(cell).into()),
+            Self::Text(collation) => Scalar::Text(collated(collation, &text()).into()),
+            // A value that the enumeration has got since stands at its end, where most are added.
+            Self::Place(values) => Scalar::Integer(place(values, &text()).unwrap_or(values.len() as i128)),
+        })
+    }
+
     /// How a canonical cell stands to the scalar; `None` where it is not of that type.
     fn cmp(&self, cell: &str, scalar: &Scalar) -> Option<Ordering> {
         match (self, scalar) {
-            (Compare::Boolean, Scalar::Integer(right)) => Some(i128::from(cell == "true").cmp(right)),
-            (Compare::Integer, Scalar::Integer(right)) => Some(cell::text(cell).parse::<i128>().ok()?.cmp(right)),
-            // A 32-bit float's shortest text is another number when it is read as 64 bits.
-            (Compare::Real32, Scalar::Real(right)) => {
-                f64::from(cell::text(cell).parse::<f32>().ok()?).partial_cmp(right)
-            }
-            (Compare::Real, Scalar::Real(right)) => cell::text(cell).parse::<f64>().ok()?.partial_cmp(right),
-            (Compare::Decimal, Scalar::Decimal(right)) => Some(cell::text(cell).parse::<Decimal>().ok()?.cmp(right)),
-            (Compare::Instant, Scalar::Instant(seconds, nanos)) => {
-                Some(cell::instant(&cell::text(cell))?.cmp(&(*seconds, *nanos)))
-            }
-            (Compare::Json, Scalar::Text(right)) => Some(minified(cell).as_ref().cmp(right)),
-            (Compare::Text(collation), Scalar::Text(right)) => Some(compare_text(collation, &cell::text(cell), right)),
-            // A value that the enumeration has got since stands at its end, where most are added.
-            (Compare::Place(values), Scalar::Integer(right)) => {
-                let place = place(values, &cell::text(cell)).unwrap_or(values.len() as i128);
-                Some(place.cmp(right))
-            }
-            _ => None,
+            // As below, without a copy of what is compared most.
+            (Self::Text(collation), Scalar::Text(right)) => Some(compare_text(collation, &cell::text(cell), right)),
+            _ => Some(self.read(cell)?.cmp(scalar)),
         }
     }
 }
@@ -263,26 +333,33 @@ fn place(values: &[String], value: &str) -> Option<i128> {
     values.iter().position(|known| known == value).map(|place| place as i128)
 }
 
+/// A text in the form in which its bytes compare as the collation has it.
+fn collated<'a>(collation: &Collation, text: &'a str) -> Cow<'a, str> {
+    match collation {
+        Collation::NoCase => text.to_ascii_lowercase().into(),
+        Collation::RTrim => text.trim_end_matches(' ').into(),
+        Collation::Binary | Collation::Listed(_) | Collation::Other => text.into(),
+    }
+}
+
+/// How a text stands to one that is [`collated`] already.
 fn compare_text(collation: &Collation, left: &str, right: &str) -> Ordering {
     match collation {
-        Collation::NoCase => {
-            left.bytes().map(|byte| byte.to_ascii_lowercase()).cmp(right.bytes().map(|byte| byte.to_ascii_lowercase()))
-        }
-        Collation::RTrim => left.trim_end_matches(' ').cmp(right.trim_end_matches(' ')),
-        Collation::Binary | Collation::Listed(_) | Collation::Other => left.cmp(right),
+        Collation::NoCase => left.bytes().map(|byte| byte.to_ascii_lowercase()).cmp(right.bytes()),
+        _ => collated(collation, left).as_ref().cmp(right),
     }
 }
 
 /// A value in the form that the comparison takes; `None` for NULL.
 fn scalar(compare: &Compare, value: &Value) -> Option<Scalar> {
     if matches!(compare, Compare::Real | Compare::Real32) {
-        return Some(Scalar::Real(match value {
+        return Scalar::real(match value {
             Value::Float(v) => f64::from((*v)?),
             Value::Double(v) => (*v)?,
             // Not by `to_f64`, which may give a neighbour.
             Value::Decimal(v) => v.as_ref()?.to_string().parse().ok()?,
             other => canonical(other)?.parse().ok()?,
-        }));
+        });
     }
     let text = canonical(value)?;
     Some(match compare {
@@ -298,7 +375,8 @@ fn scalar(compare: &Compare, value: &Value) -> Option<Scalar> {
             Value::Json(Some(document)) => Scalar::Text(document.to_string().into_boxed_str()),
             _ => Scalar::Text(minified(&text).into()),
         },
-        Compare::Text(_) | Compare::Real | Compare::Real32 => Scalar::Text(text.into_boxed_str()),
+        Compare::Text(collation) => Scalar::Text(collated(collation, &text).into()),
+        Compare::Real | Compare::Real32 => return None,
     })
 }
 
@@ -314,7 +392,7 @@ fn canonical(value: &Value) -> Option<String> {
 
 /// A `LIKE` pattern, cut into its parts. ASCII letters match in either case, and pattern and text end at a zero character, as SQLite has it.
 #[derive(Debug, Clone)]
-struct LikePattern(Box<[Part]>);
+pub(super) struct LikePattern(pub(super) Box<[Part]>);
 
 impl LikePattern {
     fn new(like: &Like) -> Self {

@@ -1,6 +1,6 @@
 //! A filter means the same in SQL and in memory.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::{collection::vec, prelude::*, sample::select, test_runner::TestRunner};
 use sea_orm::{
@@ -9,7 +9,7 @@ use sea_orm::{
 };
 use tidewire_outbox::{
     EntityMeta, Filter, Image, Item, Kind, Recorder, Select, cell,
-    filter::{Comparison, Like},
+    filter::{Comparison, Like, Predicate, PredicateIndex},
     json::Scanner,
 };
 use tidewire_testkit::{
@@ -197,9 +197,11 @@ fn agree<E>(
                 run(recorder, then).await;
             }
             let images = images(recorder, &meta).await;
+            let mut predicates = Vec::new();
             for sketch in &sketches {
                 let filter = sketch.filter(&meta, &images);
                 let predicate = recorder.log().predicate(&meta, &filter).await.unwrap();
+                predicates.push(predicate.clone());
 
                 // WHEN the database and the predicate are asked for the rows that pass
                 let select = Select { items: vec![Item::Cell(0)], filter: filter.clone(), ..Select::new(meta.id) };
@@ -214,10 +216,37 @@ fn agree<E>(
                 // THEN they agree
                 prop_assert_eq!(found, matched, "{:?}", filter);
             }
-            Ok(())
+            is_indexed(predicates, &images)
         })
     });
     result.unwrap_or_else(|failure| panic!("{failure}"));
+}
+
+/// An index finds those predicates that pass, and no others, whatever came and went before.
+fn is_indexed(predicates: Vec<Predicate>, images: &[Image]) -> Result<(), TestCaseError> {
+    let mut index = PredicateIndex::default();
+    let mut known = BTreeMap::new();
+    let mut found = Vec::new();
+    for round in 0..3 {
+        for predicate in &predicates {
+            known.insert(index.insert(predicate.clone()), predicate);
+        }
+        for image in images {
+            index.find(image, &mut found);
+            let passed: Vec<_> =
+                known.iter().filter(|(_, predicate)| predicate.matches(image)).map(|(id, _)| *id).collect();
+            prop_assert_eq!(&found, &passed);
+        }
+        known.retain(|id, _| {
+            let stays = id.index() % 3 == round;
+            if !stays {
+                index.remove(*id);
+            }
+            stays
+        });
+        prop_assert_eq!(index.len(), known.len());
+    }
+    Ok(())
 }
 
 async fn images(recorder: &Recorder, meta: &EntityMeta) -> Vec<Image> {

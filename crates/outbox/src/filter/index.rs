@@ -1,0 +1,298 @@
+//! Which of many predicates a row passes, without asking each of them.
+//!
+//! From most predicates it follows that a row which passes meets one of a few conditions on single columns: the *ways in*. `status = 'OPEN' AND
+//! title LIKE '%x%'` has one, `status = 'OPEN'`; `a IN (1, 2) OR b < 3` has three. Equalities, NULLs and the beginnings of texts are looked up by
+//! hash, ranges in [`Ranges`]. Predicates without a way in are all asked. What is found is asked too: a way in may let rows through that do not
+//! pass, and a hash may mean several things.
+
+use std::{
+    collections::{BTreeSet, HashMap, hash_map::RandomState},
+    hash::{BuildHasher, DefaultHasher, Hash, Hasher},
+};
+
+use super::{
+    Comparison, Part,
+    predicate::{Compare, LikePattern, Node, Operand, Predicate, Scalar},
+    ranges::{Range, Ranges},
+    until_zero,
+};
+use crate::{cell, image::Image};
+
+/// Names a predicate in its index until it is removed. Small, and given again after that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PredicateId(pub(super) u32);
+
+impl PredicateId {
+    /// As a place in a list.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// Predicates on the rows of one entity.
+#[derive(Debug, Default)]
+pub struct PredicateIndex {
+    predicates: Vec<Option<Predicate>>,
+    free: Vec<PredicateId>,
+    /// What is looked up of an image by hash, and by how many ways in.
+    lookups: Vec<(Lookup, usize)>,
+    hashed: HashMap<u64, Vec<PredicateId>>,
+    ranges: HashMap<usize, (Compare, Ranges)>,
+    /// Those without a way in.
+    rest: BTreeSet<PredicateId>,
+    hasher: RandomState,
+}
+
+/// What of an image is looked up by hash.
+#[derive(Debug, Clone)]
+enum Lookup {
+    /// The value, as it compares.
+    Value(Operand),
+    /// That there is none.
+    Null(usize),
+    /// So many letters at its beginning, in lower case.
+    Beginning(usize, usize),
+    /// All its letters, in lower case.
+    Folded(usize),
+}
+
+/// A condition that a row which passes may meet.
+enum Way {
+    Hashed(Lookup, u64),
+    Within(Operand, Range),
+}
+
+impl PredicateIndex {
+    /// Adds a predicate.
+    pub fn insert(&mut self, predicate: Predicate) -> PredicateId {
+        let ways = self.ways(&predicate.0);
+        let id = self.free.pop().unwrap_or_else(|| {
+            let next = u32::try_from(self.predicates.len()).expect("there is memory for so many");
+            self.predicates.push(None);
+            PredicateId(next)
+        });
+        self.predicates[id.index()] = Some(predicate);
+        match ways {
+            Some(ways) => ways.into_iter().for_each(|way| self.open(way, id)),
+            None => drop(self.rest.insert(id)),
+        }
+        id
+    }
+
+    /// Removes a predicate.
+    pub fn remove(&mut self, id: PredicateId) {
+        let Some(predicate) = self.predicates.get_mut(id.index()).and_then(Option::take) else { return };
+        match self.ways(&predicate.0) {
+            Some(ways) => ways.into_iter().for_each(|way| self.close(&way, id)),
+            None => drop(self.rest.remove(&id)),
+        }
+        self.free.push(id);
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.predicates.len() - self.free.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Puts those that the row passes into `found`, in the order of their ids and in place of what was there.
+    pub fn find(&self, image: &Image, found: &mut Vec<PredicateId>) {
+        found.clear();
+        for (lookup, _) in &self.lookups {
+            let ids = self.hash_of(lookup, image).and_then(|hash| self.hashed.get(&hash));
+            found.extend(ids.into_iter().flatten());
+        }
+        for (column, (compare, ranges)) in &self.ranges {
+            if let Some(value) = image.cell(*column).and_then(|cell| compare.read(cell)) {
+                ranges.find(&value, |id| found.push(id));
+            }
+        }
+        found.extend(&self.rest);
+        found.sort_unstable();
+        found.dedup();
+        found.retain(|id| self.predicates[id.index()].as_ref().is_some_and(|predicate| predicate.matches(image)));
+    }
+
+    fn open(&mut self, way: Way, id: PredicateId) {
+        match way {
+            Way::Hashed(lookup, hash) => {
+                self.hashed.entry(hash).or_default().push(id);
+                match self.lookups.iter_mut().find(|(known, _)| known.is(&lookup)) {
+                    Some((_, count)) => *count += 1,
+                    None => self.lookups.push((lookup, 1)),
+                }
+            }
+            Way::Within(Operand { column, compare }, range) => {
+                self.ranges.entry(column).or_insert_with(|| (compare, Ranges::default())).1.insert(range, id);
+            }
+        }
+    }
+
+    fn close(&mut self, way: &Way, id: PredicateId) {
+        match way {
+            Way::Hashed(lookup, hash) => {
+                if let Some(ids) = self.hashed.get_mut(hash) {
+                    if let Some(at) = ids.iter().position(|other| *other == id) {
+                        ids.swap_remove(at);
+                    }
+                    if ids.is_empty() {
+                        self.hashed.remove(hash);
+                    }
+                }
+                if let Some(at) = self.lookups.iter().position(|(known, _)| known.is(lookup)) {
+                    self.lookups[at].1 -= 1;
+                    if self.lookups[at].1 == 0 {
+                        self.lookups.swap_remove(at);
+                    }
+                }
+            }
+            Way::Within(Operand { column, .. }, range) => {
+                if let Some((_, ranges)) = self.ranges.get_mut(column) {
+                    ranges.remove(range, id);
+                    if ranges.is_empty() {
+                        self.ranges.remove(column);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The ways in; none where rows pass that meet no condition that could be looked up.
+    fn ways(&self, node: &Node) -> Option<Vec<Way>> {
+        let equal = |operand: &Operand, value: &Scalar| {
+            let lookup = Lookup::Value(operand.clone());
+            let hash = self.hash(&lookup, |hasher| value.hash(hasher));
+            Way::Hashed(lookup, hash)
+        };
+        Some(match node {
+            Node::All(parts) => return self.narrowest(parts),
+            Node::Any(parts) => {
+                parts.iter().map(|part| self.ways(part)).collect::<Option<Vec<_>>>()?.into_iter().flatten().collect()
+            }
+            // With NULL nothing is ever true.
+            Node::Compare(_, _, None) => Vec::new(),
+            Node::Compare(operand, Comparison::Equal, Some(value)) => vec![equal(operand, value)],
+            Node::In(operand, values, _) => values.iter().map(|value| equal(operand, value)).collect(),
+            Node::IsNull(column) => {
+                let lookup = Lookup::Null(*column);
+                let hash = self.hash(&lookup, |_| ());
+                vec![Way::Hashed(lookup, hash)]
+            }
+            Node::EqualsIgnoringCase(column, text) => {
+                let lookup = Lookup::Folded(*column);
+                let hash = self.hash(&lookup, |hasher| fold(text.chars(), hasher));
+                vec![Way::Hashed(lookup, hash)]
+            }
+            Node::Like(column, LikePattern(parts)) => {
+                let beginning: Vec<char> =
+                    parts.iter().map_while(|part| if let Part::Char(c) = part { Some(*c) } else { None }).collect();
+                if beginning.is_empty() {
+                    return None;
+                }
+                let lookup = Lookup::Beginning(*column, beginning.len());
+                let hash = self.hash(&lookup, |hasher| fold(beginning.into_iter(), hasher));
+                vec![Way::Hashed(lookup, hash)]
+            }
+            Node::Compare(..) | Node::Between(..) => {
+                let (operand, range) = range(node)?;
+                vec![Way::Within(operand.clone(), range)]
+            }
+            Node::Not(_) | Node::Array(..) => return None,
+        })
+    }
+
+    /// The ways in of that part which has the best, for all parts must hold. Those that bound a column are one.
+    fn narrowest(&self, parts: &[Node]) -> Option<Vec<Way>> {
+        let mut bounded: Vec<(&Operand, Range)> = Vec::new();
+        for (operand, range) in parts.iter().filter_map(range) {
+            match bounded.iter_mut().find(|(known, _)| known.column == operand.column) {
+                Some((_, known)) => known.narrow(range),
+                None => bounded.push((operand, range)),
+            }
+        }
+        let bounded = bounded.into_iter().map(|(operand, range)| vec![Way::Within(operand.clone(), range)]);
+        let others = parts.iter().filter(|part| range(part).is_none()).filter_map(|part| self.ways(part));
+        // What lets the fewest rows through is not known; an equality is likely to.
+        others.chain(bounded).min_by_key(|ways| (ways.iter().map(Way::width).max(), ways.len()))
+    }
+
+    fn hash_of(&self, lookup: &Lookup, image: &Image) -> Option<u64> {
+        let hash = |column: usize, write: &dyn Fn(&str, &mut DefaultHasher)| {
+            let text = cell::text(image.cell(column)?);
+            Some(self.hash(lookup, |hasher| write(&text, hasher)))
+        };
+        match lookup {
+            Lookup::Value(Operand { column, compare }) => {
+                let value = compare.read(image.cell(*column)?)?;
+                Some(self.hash(lookup, |hasher| value.hash(hasher)))
+            }
+            Lookup::Null(column) => image.cell(*column).is_none().then(|| self.hash(lookup, |_| ())),
+            Lookup::Beginning(column, count) => {
+                hash(*column, &|text, hasher| fold(until_zero(text).chars().take(*count), hasher))
+            }
+            Lookup::Folded(column) => hash(*column, &|text, hasher| fold(text.chars(), hasher)),
+        }
+    }
+
+    fn hash(&self, lookup: &Lookup, write: impl FnOnce(&mut DefaultHasher)) -> u64 {
+        let mut hasher = self.hasher.build_hasher();
+        lookup.name().hash(&mut hasher);
+        write(&mut hasher);
+        hasher.finish()
+    }
+}
+
+impl Lookup {
+    /// What tells it from others.
+    fn name(&self) -> (u8, usize, usize) {
+        match self {
+            Self::Value(operand) => (0, operand.column, 0),
+            Self::Null(column) => (1, *column, 0),
+            Self::Beginning(column, count) => (2, *column, *count),
+            Self::Folded(column) => (3, *column, 0),
+        }
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        self.name() == other.name()
+    }
+}
+
+impl Way {
+    /// How many rows it may let through, from few to many.
+    fn width(&self) -> u8 {
+        match self {
+            Self::Hashed(Lookup::Value(_) | Lookup::Folded(_), _) => 0,
+            Self::Hashed(Lookup::Beginning(..), _) => 1,
+            Self::Within(_, Range { low: Some(_), high: Some(_) }) => 2,
+            Self::Within(..) => 3,
+            Self::Hashed(Lookup::Null(_), _) => 4,
+        }
+    }
+}
+
+/// The range that a node bounds a column to, both ends included.
+fn range(node: &Node) -> Option<(&Operand, Range)> {
+    let end = |value: &Scalar| Some(value.clone());
+    match node {
+        Node::Compare(operand, comparison, Some(value)) => {
+            let (low, high) = match comparison {
+                Comparison::Less | Comparison::LessOrEqual => (None, end(value)),
+                Comparison::Greater | Comparison::GreaterOrEqual => (end(value), None),
+                Comparison::Equal | Comparison::NotEqual => return None,
+            };
+            Some((operand, Range { low, high }))
+        }
+        Node::Between(operand, Some(low), Some(high)) => Some((operand, Range { low: end(low), high: end(high) })),
+        _ => None,
+    }
+}
+
+/// The letters as they compare where the case of ASCII letters is left aside.
+fn fold(letters: impl Iterator<Item = char>, hasher: &mut DefaultHasher) {
+    letters.for_each(|letter| hasher.write_u32(letter.to_ascii_lowercase().into()));
+}
