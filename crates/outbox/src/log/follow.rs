@@ -76,6 +76,11 @@ impl Follower {
         self.up_to_date = None;
     }
 
+    /// The number, in this process's log, of the transaction that comes next; `None` while the reader reads from the outbox.
+    pub fn place(&self) -> Option<u64> {
+        self.place.get()
+    }
+
     /// How many transactions in the ring the reader has not been given yet; `None` while it reads from the outbox.
     pub fn behind(&self) -> Option<u64> {
         let ring = self.shared.ring.read().unwrap_or_else(PoisonError::into_inner);

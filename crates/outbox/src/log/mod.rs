@@ -4,6 +4,7 @@
 //! follows walks the ring at their own pace; there is no queue per follower. One who falls so far behind that the ring has moved on reads the
 //! outbox until they are back in the ring, and one whose place has been removed by retention is told to start over.
 
+mod board;
 mod follow;
 mod places;
 #[cfg(feature = "relay-nats")]
@@ -17,7 +18,7 @@ mod upstream;
 use std::{
     collections::VecDeque,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -28,17 +29,19 @@ use tokio::sync::{OnceCell, watch};
 
 #[cfg(feature = "relay-nats")]
 pub use self::relay::RelayOptions;
-pub use self::{
-    follow::{Follower, Step},
-    shape::{Batch, Event, EventKind, Events, Shape, Start, classify},
-    snapshot::Snapshot,
-};
 use self::{
+    board::Board,
     places::Places,
     ring::Ring,
     snapshot::Snapshots,
     tail::Tail,
     upstream::{Direct, Upstream},
+};
+pub use self::{
+    board::{Audience, News, Seat, Wants},
+    follow::{Follower, Step},
+    shape::{Batch, Event, EventKind, Events, Shape, Start, classify},
+    snapshot::Snapshot,
 };
 use crate::{
     cursor::Cursor,
@@ -134,6 +137,7 @@ struct Shared {
     transactions: AtomicU64,
     changes: AtomicU64,
     places: Places,
+    board: Arc<Board>,
     /// Set by a follower that stands at a moment which the ring has yet to reach.
     wanted: AtomicBool,
 }
@@ -227,6 +231,21 @@ impl Log {
     /// As [`position`](Self::position).
     pub async fn follow_all(&self, after: Cursor) -> Result<Follower> {
         Ok(Follower::new(self.clone(), self.shared().await?, after))
+    }
+
+    /// Makes somebody hear of the changes that they want, from the seat's place on and for as long as it is kept. Starts the tail if it does not
+    /// run yet.
+    ///
+    /// # Errors
+    /// As [`position`](Self::position).
+    pub async fn attend(&self, wants: Wants, audience: Weak<dyn Audience>) -> Result<Seat> {
+        Ok(self.shared().await?.board.seat(wants, audience))
+    }
+
+    /// How far everybody has heard what they want: the place of the next transaction, and the cursor of one who has seen all before it. None
+    /// while nobody follows.
+    pub fn heard(&self) -> Option<(u64, Cursor)> {
+        Some(self.inner.shared.get()?.board.position())
     }
 
     /// Makes a filter ready to be asked of changes, with the meaning that it has in this database.
@@ -360,6 +379,7 @@ impl Log {
                     transactions: AtomicU64::new(0),
                     changes: AtomicU64::new(0),
                     places: Places::default(),
+                    board: Arc::new(Board::new(at.clone())),
                     wanted: AtomicBool::new(false),
                 });
                 self.inner.database.listen();

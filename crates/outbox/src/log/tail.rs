@@ -162,7 +162,9 @@ async fn advance(
                 // follower may have read to a later moment by itself, and wait for the ring to come there.
                 let moved = *at != end;
                 *at = end.clone();
-                publish(shared, moved || wanted, |ring| ring.extend(transactions, end));
+                let told = transactions.clone();
+                let next = publish(shared, moved || wanted, |ring| ring.extend(transactions, end));
+                shared.board.tell(next - told.len() as u64, &told, at);
                 if reached_end {
                     return Ok(found);
                 }
@@ -170,14 +172,16 @@ async fn advance(
             Read::Resync(reason) => {
                 tracing::warn!(?reason, "the log does not continue where it was read to; those who follow start over");
                 *at = database.position().await?;
-                publish(shared, true, |ring| ring.restart(at.clone()));
+                let next = publish(shared, true, |ring| ring.restart(at.clone()));
+                shared.board.restart(next, at);
                 found = true;
             }
         }
     }
 }
 
-fn publish(shared: &Shared, wake: bool, change: impl FnOnce(&mut super::Ring)) {
+/// Changes the ring; answers the place that the next transaction will have.
+fn publish(shared: &Shared, wake: bool, change: impl FnOnce(&mut super::Ring)) -> u64 {
     let next = {
         let mut ring = shared.ring.write().unwrap_or_else(PoisonError::into_inner);
         change(&mut ring);
@@ -186,4 +190,5 @@ fn publish(shared: &Shared, wake: bool, change: impl FnOnce(&mut super::Ring)) {
     if wake {
         shared.next_place.send_replace(next);
     }
+    next
 }

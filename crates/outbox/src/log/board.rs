@@ -1,0 +1,237 @@
+//! Who wants to hear of which changes.
+//!
+//! What a transaction means to whom is worked out here, once for all, when the tail has read it: each image is looked up in an index of what everybody
+//! wants, and only those are told to whom it means something. Whoever wants other rows costs nothing.
+
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+};
+
+use super::shape::EventKind;
+use crate::{
+    change::{Change, Operation, Transaction},
+    cursor::Cursor,
+    filter::{Predicate, PredicateId, PredicateIndex},
+    registry::EntityId,
+};
+
+/// Which changes somebody wants to hear of.
+#[derive(Debug, Clone)]
+pub enum Wants {
+    /// What enters, changes or leaves the rows of an entity that pass.
+    Rows(EntityId, Predicate),
+    /// All changes of these entities.
+    Entities(Vec<EntityId>),
+}
+
+/// A transaction that means something to whoever hears of it.
+#[derive(Debug, Clone)]
+pub struct News {
+    /// The transaction's number in this process's log, as [`Follower::place`](super::Follower::place) counts.
+    pub place: u64,
+    /// The whole of it.
+    pub transaction: Arc<Transaction>,
+    /// Which of its changes were asked for, by their indexes, and what they mean.
+    pub changes: Vec<(usize, EventKind)>,
+}
+
+/// Somebody who hears of changes. Called while others wait, so both must return soon, and may not ask the log anything.
+pub trait Audience: fmt::Debug + Send + Sync {
+    /// The next transaction that means something.
+    fn hear(&self, news: News);
+
+    /// The log did not go on where it was: nothing more comes of places before this one.
+    fn restart(&self, place: u64);
+}
+
+/// All who hear of changes.
+#[derive(Debug)]
+pub(super) struct Board(Mutex<State>);
+
+/// What makes somebody hear of changes. They hear no more of them when it is dropped.
+#[derive(Debug)]
+pub struct Seat {
+    board: Arc<Board>,
+    number: usize,
+    place: u64,
+}
+
+#[derive(Debug)]
+struct State {
+    /// The place of the next transaction.
+    next: u64,
+    /// Where one stands who has seen everything before that.
+    cursor: Cursor,
+    entities: Vec<Wanted>,
+    seats: Vec<Option<Taken>>,
+    free: Vec<usize>,
+    /// Made once.
+    found: [Vec<PredicateId>; 2],
+}
+
+/// Who wants changes of an entity.
+#[derive(Debug, Default)]
+struct Wanted {
+    index: PredicateIndex,
+    /// Whose each predicate is.
+    seats: Vec<usize>,
+    all: BTreeSet<usize>,
+}
+
+#[derive(Debug)]
+struct Taken {
+    audience: Weak<dyn Audience>,
+    wants: Vec<(EntityId, Option<PredicateId>)>,
+}
+
+impl Board {
+    pub(super) fn new(at: Cursor) -> Self {
+        let (entities, seats, free, found) = Default::default();
+        Self(Mutex::new(State { next: 0, cursor: at, entities, seats, free, found }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where one stands who has been told of all that was asked for.
+    pub(super) fn position(&self) -> (u64, Cursor) {
+        let state = self.state();
+        (state.next, state.cursor.clone())
+    }
+
+    pub(super) fn seat(self: &Arc<Self>, wants: Wants, audience: Weak<dyn Audience>) -> Seat {
+        let mut state = self.state();
+        let number = state.free.pop().unwrap_or_else(|| {
+            state.seats.push(None);
+            state.seats.len() - 1
+        });
+        let wants = match wants {
+            Wants::Rows(entity, predicate) => vec![(entity, Some(state.wanted(entity).add(predicate, number)))],
+            Wants::Entities(entities) => {
+                for entity in &entities {
+                    state.wanted(*entity).all.insert(number);
+                }
+                entities.into_iter().map(|entity| (entity, None)).collect()
+            }
+        };
+        state.seats[number] = Some(Taken { audience, wants });
+        Seat { board: Arc::clone(self), number, place: state.next }
+    }
+
+    /// Tells everybody what transactions mean to them, the first of which has this place. The cursor stands behind them.
+    pub(super) fn tell(&self, place: u64, transactions: &[Arc<Transaction>], end: &Cursor) {
+        let mut state = self.state();
+        for (place, transaction) in (place..).zip(transactions) {
+            for (seat, changes) in state.meaning(transaction) {
+                let audience = state.seats[seat].as_ref().and_then(|taken| taken.audience.upgrade());
+                if let Some(audience) = audience {
+                    audience.hear(News { place, transaction: Arc::clone(transaction), changes });
+                }
+            }
+        }
+        state.next = place + transactions.len() as u64;
+        state.cursor.clone_from(end);
+    }
+
+    /// The log goes on elsewhere.
+    pub(super) fn restart(&self, place: u64, at: &Cursor) {
+        let mut state = self.state();
+        state.next = place;
+        state.cursor.clone_from(at);
+        for audience in state.seats.iter().flatten().filter_map(|taken| taken.audience.upgrade()) {
+            audience.restart(place);
+        }
+    }
+}
+
+impl Seat {
+    /// From which place on nothing was missed.
+    pub fn place(&self) -> u64 {
+        self.place
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut state = self.board.state();
+        let Some(taken) = state.seats[self.number].take() else { return };
+        for (entity, predicate) in taken.wants {
+            let wanted = state.wanted(entity);
+            match predicate {
+                Some(predicate) => wanted.index.remove(predicate),
+                None => drop(wanted.all.remove(&self.number)),
+            }
+        }
+        state.free.push(self.number);
+    }
+}
+
+impl State {
+    fn wanted(&mut self, entity: EntityId) -> &mut Wanted {
+        let index = entity.index();
+        if self.entities.len() <= index {
+            self.entities.resize_with(index + 1, Wanted::default);
+        }
+        &mut self.entities[index]
+    }
+
+    /// By seats, which changes of a transaction mean something to whom.
+    fn meaning(&mut self, transaction: &Transaction) -> BTreeMap<usize, Vec<(usize, EventKind)>> {
+        let mut meaning = BTreeMap::<usize, Vec<_>>::new();
+        for (at, change) in transaction.changes.iter().enumerate() {
+            let Some(wanted) = self.entities.get(change.entity.index()) else { continue };
+            wanted.find(change, &mut self.found, |seat, kind| meaning.entry(seat).or_default().push((at, kind)));
+        }
+        meaning
+    }
+}
+
+impl Wanted {
+    fn add(&mut self, predicate: Predicate, seat: usize) -> PredicateId {
+        let id = self.index.insert(predicate);
+        if self.seats.len() <= id.index() {
+            self.seats.resize(id.index() + 1, usize::MAX);
+        }
+        self.seats[id.index()] = seat;
+        id
+    }
+
+    /// Calls for each who wants a change, with what it means: rows enter that pass now, leave that passed, and change that did both.
+    fn find(&self, change: &Change, found: &mut [Vec<PredicateId>; 2], mut each: impl FnMut(usize, EventKind)) {
+        let kind = match change.operation {
+            Operation::Insert => EventKind::Enter,
+            Operation::Update => EventKind::Update,
+            Operation::Delete => EventKind::Leave,
+        };
+        self.all.iter().for_each(|seat| each(*seat, kind));
+        for (found, image) in found.iter_mut().zip([&change.before, &change.after]) {
+            found.clear();
+            if let Some(image) = image {
+                self.index.find(image, found);
+            }
+        }
+        let (mut before, mut after) = (found[0].iter().peekable(), found[1].iter().peekable());
+        loop {
+            let order = match (before.peek(), after.peek()) {
+                (Some(before), Some(after)) => before.cmp(after),
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (None, None) => return,
+            };
+            let left = if order.is_le() { before.next() } else { None };
+            let entered = if order.is_ge() { after.next() } else { None };
+            let kind = match (left, entered) {
+                (Some(_), Some(_)) => EventKind::Update,
+                (Some(_), None) => EventKind::Leave,
+                _ => EventKind::Enter,
+            };
+            if let Some(id) = left.or(entered) {
+                each(self.seats[id.index()], kind);
+            }
+        }
+    }
+}
