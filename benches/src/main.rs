@@ -5,6 +5,7 @@
 
 mod fanout;
 mod latency;
+mod matching;
 mod measure;
 mod nodes;
 mod query;
@@ -44,6 +45,10 @@ enum Command {
     },
     /// Events to many subscribers against a WebSocket that broadcasts the same bytes
     Fanout,
+    /// Ten thousand subscriptions that all want something else, and what idle ones weigh
+    Distinct,
+    /// Finding who wants a change among a million shapes
+    Matching,
     /// From a commit to a client
     Latency,
     /// Resuming after 100,000 changes against selecting them
@@ -97,6 +102,8 @@ fn main() -> Result<()> {
             measure::one_thread()?.block_on(servers::run("MariaDB", &server, servers::MARIADB, process))
         }
         Command::Fanout => measure::one_thread()?.block_on(fanout::run()),
+        Command::Distinct => measure::one_thread()?.block_on(fanout::distinct::run()),
+        Command::Matching => measure::one_thread()?.block_on(matching::run()),
         Command::Latency => measure::threads()?.block_on(latency::run()),
         Command::Resume => measure::one_thread()?.block_on(resume::run()),
         Command::Query { sakila, seaography } => {

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use rustix::time::{ClockId, clock_gettime};
 use sea_orm::{ActiveModelTrait, ConnectionTrait, Set};
 use tempfile::TempDir;
@@ -47,6 +47,13 @@ pub(crate) fn cpu_of(process: u32) -> Result<Duration> {
         }
     }
     Ok(Duration::from_nanos(nanos))
+}
+
+/// A process's resident memory, in bytes.
+pub(crate) fn resident(process: u32) -> Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("a line of its memory")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? * 1024.0)
 }
 
 /// What something took.

@@ -119,7 +119,7 @@ async fn pace(State(limit): State<Limit>, Path(rate): Path<usize>) {
 /// A server in a process of its own, on a processor of its own where the machine lets us say so.
 pub(crate) struct Running {
     pub(crate) address: SocketAddr,
-    _process: Child,
+    process: Child,
 }
 
 impl Running {
@@ -138,13 +138,18 @@ impl Running {
         let mut process = command.spawn()?;
         let mut lines = BufReader::new(process.stdout.take().context("the output is piped")?).lines();
         let address = lines.next_line().await?.context("the server says where it listens")?.parse()?;
-        Ok(Self { address, _process: process })
+        Ok(Self { address, process })
     }
 
     /// The processor time that the server has used.
     pub(crate) async fn cpu(&self) -> Result<Duration> {
         let text = reqwest::get(format!("http://{}/cpu", self.address)).await?.text().await?;
         Ok(Duration::from_nanos(text.parse()?))
+    }
+
+    /// The server's resident memory, in bytes.
+    pub(crate) fn memory(&self) -> Result<f64> {
+        measure::resident(self.process.id().context("it runs")?)
     }
 
     pub(crate) async fn post(&self, path: &str) -> Result<()> {

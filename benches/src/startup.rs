@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use serde_json::json;
 use tokio::process::Command;
 
-use crate::measure::{median, row};
+use crate::measure::{median, resident, row};
 
 const ROUNDS: usize = 5;
 
@@ -35,9 +35,7 @@ pub(crate) async fn run(tidewire: &Path) -> Result<()> {
         }
         times.push(began.elapsed().as_secs_f64());
         tokio::time::sleep(Duration::from_millis(500)).await;
-        let status = std::fs::read_to_string(format!("/proc/{}/status", process.id().context("it runs")?))?;
-        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("a line of its memory")?;
-        memory.push(resident.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0);
+        memory.push(resident(process.id().context("it runs")?)? / 1024.0 / 1024.0);
         process.kill().await?;
     }
     println!("### Start and memory\n");

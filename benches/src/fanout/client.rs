@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -58,12 +58,25 @@ impl Client {
         after: Option<&str>,
         received: &Arc<AtomicU64>,
     ) -> Result<()> {
-        let Some(mut socket) = self.socket.take() else { return Ok(()) };
-        let payload = json!({ "query": query, "variables": { "after": after } });
-        send(&mut socket, &json!({ "id": "1", "type": "subscribe", "payload": payload }).to_string()).await?;
         let received = Arc::clone(received);
+        self.watch(query, &json!({ "after": after }), move |frames| {
+            received.fetch_add(frames, Ordering::Relaxed);
+        })
+        .await
+    }
+
+    /// Subscribes, and tells from now on how many frames have come that carry a change, as they come.
+    pub(crate) async fn watch(
+        &mut self,
+        query: &str,
+        variables: &Value,
+        came: impl FnMut(u64) + Send + 'static,
+    ) -> Result<()> {
+        let Some(mut socket) = self.socket.take() else { return Ok(()) };
+        let payload = json!({ "query": query, "variables": variables });
+        send(&mut socket, &json!({ "id": "1", "type": "subscribe", "payload": payload }).to_string()).await?;
         self.reading = Some(tokio::spawn(async move {
-            let _ = count(socket, &received).await;
+            let _ = count(socket, came).await;
         }));
         Ok(())
     }
@@ -87,7 +100,7 @@ async fn send(socket: &mut TcpStream, text: &str) -> Result<()> {
 /// A frame shorter than this carries no change: it is a ping, or the first event.
 const SHORT: usize = 250;
 
-async fn count(mut socket: TcpStream, received: &AtomicU64) -> Result<()> {
+async fn count(mut socket: TcpStream, mut came: impl FnMut(u64)) -> Result<()> {
     let mut buffer = vec![0; 256 << 10];
     let mut filled = 0;
     // How much of the current frame is still to come beyond the buffer.
@@ -104,7 +117,9 @@ async fn count(mut socket: TcpStream, received: &AtomicU64) -> Result<()> {
             at += header + length;
             counted += u64::from(length >= SHORT);
         }
-        received.fetch_add(counted, Ordering::Relaxed);
+        if counted > 0 {
+            came(counted);
+        }
         buffer.copy_within(at..filled, 0);
         filled -= at;
     }

@@ -2,9 +2,7 @@
 
 use axum::{
     body::{Body, Bytes},
-    extract::{
-        FromRequestParts, Request as HttpRequest, State as AxumState, WebSocketUpgrade, rejection::BytesRejection,
-    },
+    extract::{Request as HttpRequest, State as AxumState, rejection::BytesRejection},
     http::{
         HeaderMap, HeaderValue, Method, StatusCode, Uri,
         header::{ACCEPT, ALLOW, CONTENT_TYPE, UPGRADE},
@@ -61,13 +59,10 @@ impl Parameters {
 }
 
 pub(crate) async fn get(AxumState(state): AxumState<State>, request: HttpRequest) -> Response {
-    let (mut parts, _) = request.into_parts();
-    if parts.headers.contains_key(UPGRADE) {
-        return match WebSocketUpgrade::from_request_parts(&mut parts, &state).await {
-            Ok(upgrade) => ws::upgrade(&state, upgrade, &parts.headers),
-            Err(rejection) => rejection.into_response(),
-        };
+    if request.headers().contains_key(UPGRADE) {
+        return ws::upgrade(&state, request);
     }
+    let (parts, _) = request.into_parts();
     let Some(form) = accepted(&parts.headers) else { return not_acceptable() };
     match query_parameters(&parts.uri) {
         Ok(parameters) => answer(&state, &parts.headers, form, &parts.method, parameters.into_request()).await,

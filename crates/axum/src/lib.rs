@@ -5,6 +5,7 @@ mod metrics;
 mod page;
 mod protocol;
 mod server;
+mod socket;
 mod sse;
 mod stats;
 mod ws;

@@ -136,6 +136,7 @@ impl Collector for Snapshot {
         )?;
         gauge("queue_depth", "Transactions in memory that the slowest reader has yet to take", self.tail.queue_depth)?;
         gauge("subscriptions", "Subscriptions that are open", self.subscriptions.open)?;
+        gauge("subscriptions_live", "Subscriptions that wait for changes", self.subscriptions.live)?;
         gauge("subscription_groups", "Groups of like subscriptions", self.subscriptions.groups)?;
         gauge("websockets", "WebSockets that are open", load(&stats.websockets))?;
         gauge("event_streams", "Streams of server-sent events that are open", load(&stats.event_streams))?;
@@ -172,6 +173,12 @@ impl Collector for Snapshot {
             self.subscriptions.changes,
         )?;
         counter("resyncs", "Subscribers that had to start over", self.subscriptions.resyncs)?;
+        counter(
+            "left_behind",
+            "Subscribers that were too slow to be told, and read the log instead",
+            self.subscriptions.left_behind,
+        )?;
+        counter("live_queries", "Times that live queries were read", self.subscriptions.queries)?;
         counter("http_requests", "GraphQL requests over HTTP", load(&stats.requests))?;
         counter("operations", "Operations over WebSockets and event streams", load(&stats.operations))?;
         counter("frames", "Messages written to clients", load(&stats.frames))?;

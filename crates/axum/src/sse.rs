@@ -30,29 +30,32 @@ pub(crate) async fn respond(state: &State, request: Request) -> Response {
     add(&shared.stats.operations, 1);
     let events = match shared.api.subscribe(request).await {
         Subscribed::Single(response) => {
-            let mut text = String::new();
-            event(&response.json, &mut text);
-            text.push_str(COMPLETE);
+            let mut text = Vec::new();
+            event(response.json.as_bytes(), &mut text);
+            text.extend_from_slice(COMPLETE);
             stream::iter([text]).left_stream()
         }
         Subscribed::Stream(frames) => {
             let stats_of = state.clone();
-            let frames = frames.map(move |frame| {
-                let mut json = String::with_capacity(frame.size());
-                frame.write(&mut json);
-                let mut text = String::with_capacity(json.len() + 24);
-                event(&json, &mut text);
-                add(&stats_of.0.stats.frames, 1);
+            let frames = frames.map(move |frames| {
+                let mut text = Vec::with_capacity(frames.iter().map(|frame| frame.size() + 24).sum());
+                let mut json = Vec::new();
+                for frame in &frames {
+                    json.clear();
+                    frame.write(&mut json);
+                    event(&json, &mut text);
+                }
+                add(&stats_of.0.stats.frames, frames.len() as u64);
                 add(&stats_of.0.stats.bytes, text.len() as u64);
                 text
             });
             // Without a `complete`, the client knows that it should come back.
-            let complete = stream::once(async { COMPLETE.to_owned() });
+            let complete = stream::once(async { COMPLETE.to_vec() });
             let frames = frames.chain(complete).take_until(shared.stopping.clone().cancelled_owned());
             stream::unfold((Box::pin(frames), gauge), |(mut frames, gauge)| async move {
                 let text = match timeout(KEEP_ALIVE, frames.next()).await {
                     Ok(text) => text?,
-                    Err(_) => ":\n\n".into(),
+                    Err(_) => b":\n\n".to_vec(),
                 };
                 Some((text, (frames, gauge)))
             })
@@ -64,15 +67,15 @@ pub(crate) async fn respond(state: &State, request: Request) -> Response {
     (headers, [("x-accel-buffering", "no")], body).into_response()
 }
 
-const COMPLETE: &str = "event: complete\ndata: \n\n";
+const COMPLETE: &[u8] = b"event: complete\ndata: \n\n";
 
 /// Writes a `next` event. White space inside a JSON column may hold line breaks, which end a line of data here.
-fn event(json: &str, out: &mut String) {
-    out.push_str("event: next\n");
-    for line in json.split(['\n', '\r']) {
-        out.push_str("data: ");
-        out.push_str(line);
-        out.push('\n');
+fn event(json: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(b"event: next\n");
+    for line in json.split(|byte| matches!(byte, b'\n' | b'\r')) {
+        out.extend_from_slice(b"data: ");
+        out.extend_from_slice(line);
+        out.push(b'\n');
     }
-    out.push('\n');
+    out.push(b'\n');
 }

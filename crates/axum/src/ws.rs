@@ -5,28 +5,33 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    future::poll_fn,
     sync::Arc,
+    task::Poll,
     time::Duration,
 };
 
 use axum::{
-    extract::{
-        WebSocketUpgrade,
-        ws::{CloseFrame, Message, Utf8Bytes, WebSocket},
-    },
-    http::{HeaderMap, StatusCode},
+    extract::Request as HttpRequest,
+    http::StatusCode,
     response::{IntoResponse, Response},
 };
 use futures_util::{
-    FutureExt, SinkExt, StreamExt,
-    stream::{AbortHandle, Abortable, BoxStream, SelectAll, SplitSink, SplitStream, once},
+    FutureExt, StreamExt,
+    stream::{AbortHandle, Abortable, BoxStream, SelectAll, once},
 };
 use tidewire_graphql::{Frame, Request, Subscribed, Viewer};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio_tungstenite::tungstenite::{
+    Error, Message,
+    error::CapacityError,
+    protocol::{CloseFrame, frame::coding::CloseCode},
+};
 
 use crate::{
-    protocol::{Action, Close, Protocol, SUBPROTOCOL, complete, error, next_head},
+    protocol::{Action, Close, Protocol, complete, error, next_head},
     server::State,
+    socket::{Handshake, Socket},
     stats::{add, open},
 };
 
@@ -37,32 +42,39 @@ const READ_AHEAD: usize = 64;
 /// How long a close may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-pub(crate) fn upgrade(state: &State, upgrade: WebSocketUpgrade, headers: &HeaderMap) -> Response {
+pub(crate) fn upgrade(state: &State, mut request: HttpRequest) -> Response {
     let shared = &state.0;
+    let handshake = match Handshake::read(&mut request) {
+        Ok(handshake) => handshake,
+        Err(refusal) => return refusal.into_response(),
+    };
     let Some(gauge) = open(state, |stats| &stats.websockets, shared.options.max_connections) else {
         return (StatusCode::SERVICE_UNAVAILABLE, [("retry-after", "5")], "too many connections").into_response();
     };
-    let viewer = shared.viewer(headers);
-    let state = state.clone();
-    let limit = shared.options.max_body_bytes;
-    upgrade.protocols([SUBPROTOCOL]).max_message_size(limit).max_frame_size(limit).on_upgrade(move |socket| {
-        let connections = state.0.connections.clone();
-        connections.track_future(async move {
-            let acceptable = socket.protocol().is_some_and(|protocol| protocol == SUBPROTOCOL);
+    let viewer = shared.viewer(request.headers());
+    let response = handshake.response();
+    let connection = {
+        let state = state.clone();
+        async move {
             let _open = gauge;
-            let (sink, stream) = socket.split();
-            let mut connection = Connection::new(&state, viewer, sink, stream);
+            let acceptable = handshake.is_acceptable();
+            let socket = match handshake.open(state.0.options.max_body_bytes).await {
+                Ok(socket) => socket,
+                Err(error) => return tracing::debug!(%error, "a WebSocket did not come about"),
+            };
+            let mut connection = Connection::new(&state, viewer, socket);
             let end = if acceptable { connection.run().await } else { End::Close(Close::not_acceptable()) };
             connection.end(end).await;
-        })
-    })
+        }
+    };
+    tokio::spawn(shared.connections.track_future(connection));
+    response
 }
 
 struct Connection<'a> {
     state: &'a State,
     viewer: Arc<Viewer>,
-    sink: SplitSink<WebSocket, Message>,
-    stream: SplitStream<WebSocket>,
+    socket: Socket,
     protocol: Protocol,
     operations: SelectAll<BoxStream<'static, Output>>,
     running: HashMap<String, AbortHandle>,
@@ -72,13 +84,14 @@ struct Connection<'a> {
     heard: Instant,
 }
 
-type Received = Option<Result<Message, axum::Error>>;
+type Received = Option<Result<Message, Error>>;
 
 /// What an operation gives.
 enum Output {
     Next {
-        head: Utf8Bytes,
-        frame: Frame,
+        /// What stands before each.
+        head: Arc<str>,
+        frames: Vec<Frame>,
     },
     /// A message as it is, after which the operation is over.
     Last {
@@ -102,17 +115,11 @@ enum End {
 type Step<T = ()> = Result<T, End>;
 
 impl<'a> Connection<'a> {
-    fn new(
-        state: &'a State,
-        viewer: Arc<Viewer>,
-        sink: SplitSink<WebSocket, Message>,
-        stream: SplitStream<WebSocket>,
-    ) -> Self {
+    fn new(state: &'a State, viewer: Arc<Viewer>, socket: Socket) -> Self {
         Self {
             state,
             viewer,
-            sink,
-            stream,
+            socket,
             protocol: Protocol::new(state.0.options.max_operations),
             operations: SelectAll::new(),
             running: HashMap::new(),
@@ -134,7 +141,7 @@ impl<'a> Connection<'a> {
             } else {
                 tokio::select! {
                     () = stopping.cancelled() => Err(End::Close(Close::restart())),
-                    received = self.stream.next() => self.receive(received).await,
+                    received = poll_fn(|cx| self.socket.poll_next(cx)) => self.receive(received).await,
                     Some(output) = self.operations.next(), if !self.operations.is_empty() => self.send(output).await,
                     _ = ping.tick() => self.ping().await,
                     () = tokio::time::sleep_until(opened + options.init_timeout), if !self.protocol.is_initialised() => {
@@ -153,9 +160,11 @@ impl<'a> Connection<'a> {
         let text = match received {
             Some(Ok(Message::Text(text))) => text,
             Some(Ok(Message::Binary(_))) => return Err(End::Close(Close::binary())),
-            Some(Ok(Message::Ping(_) | Message::Pong(_))) => return Ok(()),
+            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => return Ok(()),
             Some(Ok(Message::Close(_))) | None => return Err(End::Gone),
-            Some(Err(error)) if error.to_string().contains("too long") => return Err(End::Close(Close::too_large())),
+            Some(Err(Error::Capacity(CapacityError::MessageTooLong { .. }))) => {
+                return Err(End::Close(Close::too_large()));
+            }
             Some(Err(_)) => return Err(End::Gone),
         };
         let running = &self.running;
@@ -163,7 +172,7 @@ impl<'a> Connection<'a> {
             Action::None => Ok(()),
             Action::Close(close) => Err(End::Close(close)),
             Action::Send(text) => {
-                self.feed(Message::text(text)).await?;
+                self.feed(&text);
                 self.flush().await
             }
             Action::Stop { id } => {
@@ -183,13 +192,13 @@ impl<'a> Connection<'a> {
         add(&self.state.0.stats.operations, 1);
         request.viewer = Arc::clone(&self.viewer);
         let api = self.state.0.api.clone();
-        let head = Utf8Bytes::from(next_head(&id));
+        let head = Arc::<str>::from(next_head(&id));
         let (abort, registration) = AbortHandle::new_pair();
         self.running.insert(id.clone(), abort);
         let opening = async move {
             match api.subscribe(request).await {
                 Subscribed::Stream(frames) => frames
-                    .map(move |frame| Output::Next { head: head.clone(), frame })
+                    .map(move |frames| Output::Next { head: Arc::clone(&head), frames })
                     .chain(once(async move { Output::Complete { id } }))
                     .left_stream(),
                 Subscribed::Single(response) => {
@@ -207,56 +216,78 @@ impl<'a> Connection<'a> {
 
     /// Sends an output, with whatever else is ready, and flushes once.
     async fn send(&mut self, output: Output) -> Step {
-        let mut written = self.write(output).await?;
-        while written < BATCH {
+        self.write(output).await?;
+        while self.socket.waiting() < BATCH {
             match self.operations.next().now_or_never() {
-                Some(Some(output)) => written += self.write(output).await?,
+                Some(Some(output)) => self.write(output).await?,
                 _ => break,
             }
         }
         self.flush().await
     }
 
-    async fn write(&mut self, output: Output) -> Step<usize> {
+    async fn write(&mut self, output: Output) -> Step {
         match output {
-            Output::Next { head, frame } => {
-                let mut text = String::with_capacity(head.len() + frame.size() + 1);
-                text.push_str(&head);
-                frame.write(&mut text);
-                text.push('}');
-                let size = text.len();
-                self.feed(Message::text(text)).await?;
-                Ok(size)
+            Output::Next { head, frames } => {
+                let head = head.as_bytes();
+                for frame in frames {
+                    let size = head.len() + frame.size() + 1;
+                    self.socket.text(size, |out| {
+                        out.extend_from_slice(head);
+                        frame.write(out);
+                        out.push(b'}');
+                    });
+                    self.count(size);
+                    // What is large, and what comes together in great number, does not gather here.
+                    if self.socket.waiting() >= BATCH {
+                        self.flush().await?;
+                    }
+                }
             }
             Output::Last { id, messages } => {
                 self.running.remove(&id);
-                let mut size = 0;
-                for message in messages {
-                    size += message.len();
-                    self.feed(Message::text(message)).await?;
-                }
-                Ok(size)
+                messages.iter().for_each(|message| self.feed(message));
             }
             Output::Complete { id } => {
                 self.running.remove(&id);
-                self.feed(Message::text(complete(&id))).await?;
-                Ok(0)
+                self.feed(&complete(&id));
             }
         }
+        Ok(())
     }
 
-    async fn feed(&mut self, message: Message) -> Step {
-        if let Message::Text(text) = &message {
-            add(&self.state.0.stats.frames, 1);
-            add(&self.state.0.stats.bytes, text.len() as u64);
-        }
-        let feeding = self.sink.feed(message);
-        while_reading(feeding, &mut self.stream, &mut self.received, self.state.0.options.write_timeout).await
+    fn feed(&mut self, message: &str) {
+        self.socket.text(message.len(), |out| out.extend_from_slice(message.as_bytes()));
+        self.count(message.len());
     }
 
+    fn count(&self, bytes: usize) {
+        add(&self.state.0.stats.frames, 1);
+        add(&self.state.0.stats.bytes, bytes as u64);
+    }
+
+    /// Waits until everything is written, and reads meanwhile: a client whose own write waits for us to read would otherwise wait for ever.
     async fn flush(&mut self) -> Step {
-        let flushing = self.sink.flush();
-        while_reading(flushing, &mut self.stream, &mut self.received, self.state.0.options.write_timeout).await
+        let Self { socket, received, state, .. } = self;
+        let flushing = poll_fn(|cx| {
+            if let Poll::Ready(flushed) = socket.poll_flush(cx) {
+                return Poll::Ready(flushed.map_err(|_| End::Gone));
+            }
+            while received.len() < READ_AHEAD {
+                match socket.poll_next(cx) {
+                    Poll::Ready(None | Some(Err(_))) => return Poll::Ready(Err(End::Gone)),
+                    Poll::Ready(message) => received.push_back(message),
+                    Poll::Pending => break,
+                }
+            }
+            Poll::Pending
+        });
+        let mut flushing = std::pin::pin!(flushing);
+        // Nearly always there is nothing to wait for.
+        if let Some(flushed) = flushing.as_mut().now_or_never() {
+            return flushed;
+        }
+        timeout(state.0.options.write_timeout, flushing).await.unwrap_or(Err(End::Silent))
     }
 
     /// Asks whether the client is still there.
@@ -264,7 +295,7 @@ impl<'a> Connection<'a> {
         if self.heard.elapsed() > self.state.0.options.keep_alive * 3 {
             return Err(End::Silent);
         }
-        self.feed(Message::Ping(Default::default())).await?;
+        self.control(Message::Ping(Default::default()))?;
         self.flush().await
     }
 
@@ -280,46 +311,23 @@ impl<'a> Connection<'a> {
             }
         };
         tracing::debug!(code, reason, "closing a WebSocket");
-        let close = Message::Close(Some(CloseFrame { code, reason: reason.into() }));
+        let close = Message::Close(Some(CloseFrame { code: CloseCode::from(code), reason: reason.into() }));
         // A client that is gone, or does not read, is not waited for.
         let _ = timeout(CLOSE_TIMEOUT, async {
-            self.sink.send(close).await?;
-            while let Some(Ok(message)) = self.stream.next().await {
+            self.control(close)?;
+            poll_fn(|cx| self.socket.poll_flush(cx)).await.map_err(|_| End::Gone)?;
+            while let Some(Ok(message)) = poll_fn(|cx| self.socket.poll_next(cx)).await {
                 if matches!(message, Message::Close(_)) {
                     break;
                 }
             }
-            Ok::<_, axum::Error>(())
+            Ok::<_, End>(())
         })
         .await;
     }
-}
 
-/// Waits for a write, and reads meanwhile: a client whose own write waits for us to read would otherwise wait for ever.
-async fn while_reading(
-    writing: impl Future<Output = Result<(), axum::Error>>,
-    stream: &mut SplitStream<WebSocket>,
-    received: &mut VecDeque<Received>,
-    limit: Duration,
-) -> Step {
-    let mut writing = std::pin::pin!(writing);
-    // Nearly always there is nothing to wait for.
-    if let Some(written) = writing.as_mut().now_or_never() {
-        return written.map_err(|_| End::Gone);
-    }
-    let deadline = tokio::time::sleep(limit);
-    let mut deadline = std::pin::pin!(deadline);
-    loop {
-        tokio::select! {
-            written = &mut writing => return written.map_err(|_| End::Gone),
-            () = &mut deadline => return Err(End::Silent),
-            message = stream.next(), if received.len() < READ_AHEAD => {
-                if matches!(message, None | Some(Err(_))) {
-                    return Err(End::Gone);
-                }
-                received.push_back(message);
-            }
-        }
+    fn control(&mut self, message: Message) -> Step {
+        self.socket.control(message).map_err(|_| End::Gone)
     }
 }
 

@@ -58,8 +58,8 @@ pub struct Response {
 
 /// What subscribing gives.
 pub enum Subscribed {
-    /// Events, until the client leaves or the server stops.
-    Stream(BoxStream<'static, Frame>),
+    /// Events, those together that are ready together, until the client leaves or the server stops.
+    Stream(BoxStream<'static, Vec<Frame>>),
     /// The answer of an operation that is no subscription, or that was refused.
     Single(Response),
 }
@@ -277,7 +277,7 @@ impl Api {
         };
         let Some(plan) = known.plan(&inner.model, &variables) else {
             let stream = inner.schema.execute_stream(inner.graphql_request(&known, &request, variables));
-            return Subscribed::Stream(stream.map(|response| Frame::text(serialized(response))).boxed());
+            return Subscribed::Stream(stream.map(|response| vec![Frame::text(serialized(response))]).boxed());
         };
         let access = inner.model.access(&request.viewer);
         match inner.subscriptions.open(plan, &request, variables, access).await {

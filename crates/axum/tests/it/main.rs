@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, unreachable_pub, reason = "a test may panic, and has no public surface")]
 
 mod events;
+mod frames;
 mod http;
 mod support;
 mod websocket;

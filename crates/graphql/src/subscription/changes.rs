@@ -1,24 +1,24 @@
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    fmt,
+    sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
     time::Duration,
 };
 
 use async_graphql::{Value as ConstValue, Variables};
-use futures_util::Stream;
 use sea_orm::sea_query::Value;
 use tidewire_outbox::{
-    Change, Cursor, EntityId, EventKind, Filter, Follower, Image, Item, Operation, ResyncReason, Snapshot, Step,
-    Transaction, cell, classify,
+    Audience, Change, Cursor, EntityId, EventKind, Filter, Image, Item, News, Operation, Seat, Transaction, Wants,
+    cell, classify,
     filter::{Comparison, Predicate},
     json::Scanner,
 };
-use tokio::{sync::OnceCell, time::Instant};
+use tokio::sync::OnceCell;
 
-use super::Open;
+use super::hits::{Hit, Hits};
 use crate::{
     error::ApiError,
-    frame::{Frame, Hole, Template},
+    frame::{Hole, Template},
     input::{Reader, enum_name, list},
     model::Model,
     plan::{
@@ -29,13 +29,14 @@ use crate::{
 };
 
 /// How long to wait before a read that failed is tried again.
-const RETRY: Duration = Duration::from_millis(250);
+pub(super) const RETRY: Duration = Duration::from_millis(250);
 
 /// Where a subscriber starts.
 #[derive(Debug, Clone)]
 pub(super) struct Start {
-    after: Option<Result<Cursor, ()>>,
-    snapshot: bool,
+    /// `Err`: a text that is no cursor.
+    pub(super) after: Option<Result<Cursor, ()>>,
+    pub(super) snapshot: bool,
 }
 
 impl Start {
@@ -79,36 +80,44 @@ fn occurrences(query: &str, variable: &str) -> usize {
 
 /// Subscribers of the same changes.
 pub(super) struct ChangeGroup {
-    model: Arc<Model>,
+    pub(super) model: Arc<Model>,
     plan: Arc<Plan>,
     access: Arc<Access>,
-    sees: Sees,
+    pub(super) sees: Sees,
     /// Which rows of an entity the policy lets the group see, where it does not let it see all.
     sights: HashMap<EntityId, Predicate>,
     operations: Option<Vec<Operation>>,
     /// What the nodes of the changes need beside the changed rows: for each `node` field.
     nodes: Vec<(PreparedNode, Vec<Item>)>,
-    /// What the newest transactions mean to the group, by the number of their last change.
+    /// What live subscribers have yet to be given.
+    pub(super) hits: Arc<Hits>,
+    /// What earlier transactions mean to the group, for those who are not live, by the number of their last change.
     rendered: Mutex<VecDeque<(u64, Arc<Rendered>)>>,
+    /// Makes the group hear of changes.
+    seat: OnceLock<Seat>,
 }
 
-type Rendered = OnceCell<Option<Shared>>;
+/// The event that a transaction makes, once it is written; `None` where it makes none.
+pub(super) type Rendered = OnceCell<Option<Shared>>;
 
 /// An event that all of the group get.
 #[derive(Debug, Clone)]
-struct Shared {
-    template: Arc<Template>,
-    changes: u64,
+pub(super) struct Shared {
+    pub(super) template: Arc<Template>,
+    /// How many changes it tells of.
+    pub(super) changes: u64,
+    /// Where one stands who has it.
+    pub(super) cursor: Option<Cursor>,
 }
 
 impl Shared {
-    fn size(&self) -> usize {
+    pub(super) fn size(&self) -> usize {
         self.template.text.len()
     }
 }
 
 /// Which changes a group sees.
-enum Sees {
+pub(super) enum Sees {
     /// Rows that pass the filter, which the policy is part of.
     Shape { entity: EntityId, predicate: Predicate, filter: Filter },
     /// All rows that the policy lets the group see.
@@ -125,7 +134,7 @@ struct Parts<'a> {
 }
 
 /// A change, or a row of a snapshot, as the group sees it: an image that it may not see is none.
-struct Seen<'a> {
+pub(super) struct Seen<'a> {
     kind: EventKind,
     change: Option<&'a Change>,
     entity: EntityId,
@@ -213,8 +222,32 @@ impl ChangeGroup {
             }
         };
         let sights = sights(&model, &access, &sees).await?;
-        let rendered = Mutex::default();
-        Ok(Arc::new(Self { model, plan: Arc::clone(&plan), access, sees, sights, operations, nodes, rendered }))
+        let wants = match &sees {
+            Sees::Shape { entity, predicate, .. } => Wants::rows(*entity, predicate.clone()),
+            Sees::Entities(entities) => entities.iter().fold(Wants::default(), |wants, entity| {
+                wants.and(match sights.get(entity) {
+                    Some(sight) => Wants::rows(*entity, sight.clone()),
+                    None => Wants::entities([*entity]),
+                })
+            }),
+        };
+        let group = Arc::new(Self {
+            model,
+            plan: Arc::clone(&plan),
+            access,
+            sees,
+            sights,
+            operations,
+            nodes,
+            hits: Arc::new(Hits::new()),
+            rendered: Mutex::default(),
+            seat: OnceLock::new(),
+        });
+        let audience: Weak<Self> = Arc::downgrade(&group);
+        let seat = group.model.log().attend(wants, audience).await?;
+        group.hits.begin(seat.place());
+        let _ = group.seat.set(seat);
+        Ok(group)
     }
 
     fn fields(&self) -> (&str, &[Keyed<EventField>]) {
@@ -227,8 +260,21 @@ impl ChangeGroup {
         }
     }
 
-    /// What a transaction means to the group. Worked out once, whoever asks first.
-    async fn event(&self, transaction: &Arc<Transaction>) -> Option<Shared> {
+    /// What a hit tells. `Err` where its transaction is in the ring no longer.
+    pub(super) async fn hit(&self, number: u64, hit: &Hit) -> Result<Option<Shared>, Gone> {
+        let write = || async {
+            let transaction = self.model.log().transaction(hit.place).ok_or(Gone)?;
+            let seen: Vec<_> =
+                hit.changes.iter().filter_map(|(at, kind)| self.means(&transaction.changes[*at], *kind)).collect();
+            let event = self.write(Some(&transaction.cursor), None, &seen).await;
+            self.hits.written(number, event.size());
+            Ok(Some(event))
+        };
+        hit.event.get_or_try_init(write).await.cloned()
+    }
+
+    /// What a transaction means to the group, for one who is not live. Worked out once, whoever asks first.
+    pub(super) async fn event(&self, transaction: &Arc<Transaction>) -> Option<Shared> {
         let number = transaction.changes.last().map_or(0, |change| change.seq);
         let cell = {
             let mut rendered = self.rendered.lock().unwrap_or_else(PoisonError::into_inner);
@@ -259,9 +305,6 @@ impl ChangeGroup {
     }
 
     fn see<'a>(&self, change: &'a Change) -> Option<Seen<'a>> {
-        if self.operations.as_ref().is_some_and(|operations| !operations.contains(&change.operation)) {
-            return None;
-        }
         let sight = self.sights.get(&change.entity);
         let kind = match &self.sees {
             Sees::Shape { entity, predicate, .. } if *entity == change.entity => classify(predicate, change)?,
@@ -273,6 +316,15 @@ impl ChangeGroup {
             },
             _ => return None,
         };
+        self.means(change, kind)
+    }
+
+    /// A change of what the group wants, if it was asked for.
+    fn means<'a>(&self, change: &'a Change, kind: EventKind) -> Option<Seen<'a>> {
+        if self.operations.as_ref().is_some_and(|operations| !operations.contains(&change.operation)) {
+            return None;
+        }
+        let sight = self.sights.get(&change.entity);
         let seen = |image: &'a Option<Image>| -> Option<&'a Image> {
             image.as_ref().filter(|image| sight.is_none_or(|sight| sight.matches(image)))
         };
@@ -291,7 +343,12 @@ impl ChangeGroup {
         columns.filter(move |&column| self.access.allows(Usage::Read, entity, column))
     }
 
-    async fn write(&self, cursor: Option<&Cursor>, resync: Option<&'static str>, seen: &[Seen<'_>]) -> Shared {
+    pub(super) async fn write(
+        &self,
+        cursor: Option<&Cursor>,
+        resync: Option<&'static str>,
+        seen: &[Seen<'_>],
+    ) -> Shared {
         let mut relations = Vec::new();
         for (_, items) in &self.nodes {
             relations.push(if items.len() > 1 { self.read_relations(items, seen).await } else { HashMap::new() });
@@ -309,7 +366,7 @@ impl ChangeGroup {
             self.write_field(field, &parts, &mut template);
         }
         template.text.push_str("}}}");
-        Shared { template: Arc::new(template), changes: seen.len() as u64 }
+        Shared { template: Arc::new(template), changes: seen.len() as u64, cursor: cursor.cloned() }
     }
 
     /// Reads what hangs on the rows of an event, all at once. Tries until it succeeds: the stream must not end, nor say what is not so.
@@ -526,6 +583,37 @@ fn check_columns(model: &Model, access: &Access, fields: &[Keyed<EventField>]) -
     })
 }
 
+impl Audience for ChangeGroup {
+    fn hear(&self, news: Vec<News>) {
+        let hits = news.into_iter().filter_map(|News { place, transaction, changes }| {
+            let changes: Arc<[_]> = changes
+                .into_iter()
+                .filter(|(at, kind)| self.means(&transaction.changes[*at], *kind).is_some())
+                .collect();
+            (!changes.is_empty()).then(|| Hit { place, changes, event: Arc::default() })
+        });
+        self.hits.push(hits);
+    }
+
+    fn restart(&self, place: u64) {
+        self.hits.restart(place);
+    }
+
+    fn doubt(&self) {
+        self.hits.ring();
+    }
+}
+
+impl fmt::Debug for ChangeGroup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChangeGroup").finish_non_exhaustive()
+    }
+}
+
+/// A transaction is in the ring no longer.
+#[derive(Debug)]
+pub(super) struct Gone;
+
 fn key_text(meta: &tidewire_outbox::EntityMeta, image: &Image) -> String {
     let mut key = String::new();
     for &column in &meta.key {
@@ -575,208 +663,9 @@ fn entities(
     }
 }
 
-/// Where a subscriber begins to follow the log.
-pub(super) async fn begin(model: &Model, start: &Start) -> Result<Follower, ApiError> {
-    let after = match &start.after {
-        Some(Ok(cursor)) => cursor.clone(),
-        _ => model.log().position().await?,
-    };
-    Ok(model.log().follow_all(after).await?)
-}
-
-/// One subscriber's events.
-pub(super) fn subscribe(
-    group: Arc<ChangeGroup>,
-    start: Start,
-    follower: Follower,
-    open: Open,
-) -> impl Stream<Item = Frame> + Send {
-    let next = match start.after {
-        Some(Err(())) => Next::Resync("MALFORMED"),
-        None if start.snapshot => Next::OpenSnapshot,
-        _ => Next::Follow,
-    };
-    let subscriber = Subscriber {
-        told_cursor: follower.cursor().clone(),
-        follower,
-        next,
-        ready: VecDeque::new(),
-        sequence: 0,
-        told: false,
-        told_at: Instant::now(),
-        wants_snapshot: start.snapshot,
-        group,
-        open,
-    };
-    futures_util::stream::unfold(subscriber, |mut subscriber| async move {
-        let frame = subscriber.next_frame().await?;
-        Some((frame, subscriber))
-    })
-}
-
-struct Subscriber {
-    group: Arc<ChangeGroup>,
-    follower: Follower,
-    next: Next,
-    ready: VecDeque<Frame>,
-    sequence: u64,
-    /// Whether the client was last told that it has seen everything.
-    told: bool,
-    told_at: Instant,
-    /// The newest cursor that the client was told.
-    told_cursor: Cursor,
-    wants_snapshot: bool,
-    open: Open,
-}
-
-/// What a subscriber does next.
-enum Next {
-    /// Say that the client must start over, and why.
-    Resync(&'static str),
-    OpenSnapshot,
-    Snapshot(Snapshot),
-    Follow,
-    End,
-}
-
-impl Subscriber {
-    async fn next_frame(&mut self) -> Option<Frame> {
-        loop {
-            if let Some(frame) = self.ready.pop_front() {
-                return Some(frame);
-            }
-            self.next = match std::mem::replace(&mut self.next, Next::End) {
-                Next::Resync(reason) => self.resync(reason).await,
-                Next::OpenSnapshot => self.open_snapshot().await,
-                Next::Snapshot(snapshot) => self.read_snapshot(snapshot).await,
-                Next::Follow => self.follow().await,
-                Next::End => return None,
-            };
-        }
-    }
-
-    fn send(&mut self, shared: Shared, up_to_date: bool) {
-        self.open.0.events.fetch_add(1, Ordering::Relaxed);
-        self.open.0.changes.fetch_add(shared.changes, Ordering::Relaxed);
-        self.ready.push_back(Frame::new(shared.template, self.sequence, up_to_date));
-        self.sequence += 1;
-        self.told = up_to_date;
-        self.told_at = Instant::now();
-    }
-
-    async fn resync(&mut self, reason: &'static str) -> Next {
-        self.open.0.resyncs.fetch_add(1, Ordering::Relaxed);
-        if self.wants_snapshot {
-            let event = self.group.write(None, Some(reason), &[]).await;
-            self.send(event, false);
-            return Next::OpenSnapshot;
-        }
-        match self.group.model.log().position().await {
-            Ok(now) => {
-                let event = self.group.write(Some(&now), Some(reason), &[]).await;
-                self.send(event, false);
-                self.told_cursor = now.clone();
-                self.follower.restart(now);
-                Next::Follow
-            }
-            Err(error) => {
-                tracing::warn!(%error, "the log could not be read; trying again");
-                tokio::time::sleep(RETRY).await;
-                Next::Resync(reason)
-            }
-        }
-    }
-
-    async fn open_snapshot(&mut self) -> Next {
-        let Sees::Shape { entity, filter, .. } = &self.group.sees else { return Next::Follow };
-        let model = &self.group.model;
-        let entity = model.catalog().entity(*entity);
-        match model.log().snapshot(entity, filter.clone(), model.options.snapshot_rows).await {
-            Ok(snapshot) => Next::Snapshot(snapshot),
-            Err(error) => {
-                tracing::warn!(%error, "a snapshot could not be opened; trying again");
-                tokio::time::sleep(RETRY).await;
-                Next::OpenSnapshot
-            }
-        }
-    }
-
-    async fn read_snapshot(&mut self, mut snapshot: Snapshot) -> Next {
-        let group = Arc::clone(&self.group);
-        let images = match snapshot.next().await {
-            Ok(images) => images.unwrap_or_default(),
-            Err(error) => {
-                // The rows that were sent belong to a moment that is lost.
-                tracing::warn!(%error, "a snapshot could not be read to its end; starting it again");
-                tokio::time::sleep(RETRY).await;
-                return Next::Resync("INTERRUPTED");
-            }
-        };
-        let cursor = snapshot.is_ended().then(|| snapshot.cursor().clone());
-        let seen: Vec<Seen<'_>> = images.iter().filter_map(|image| group.row(image)).collect();
-        self.send(group.write(cursor.as_ref(), None, &seen).await, false);
-        match cursor {
-            Some(cursor) => {
-                self.told_cursor = cursor.clone();
-                self.follower.restart(cursor);
-                Next::Follow
-            }
-            None => Next::Snapshot(snapshot),
-        }
-    }
-
-    async fn follow(&mut self) -> Next {
-        let group = Arc::clone(&self.group);
-        let deadline = self.told_at + group.model.options.cursor_interval;
-        match tokio::time::timeout_at(deadline, self.follower.next()).await {
-            Ok(Ok(Step::Transactions { transactions, cursor, up_to_date })) => {
-                let mut events = Vec::new();
-                for transaction in &transactions {
-                    if let Some(event) = group.event(transaction).await {
-                        self.told_cursor.clone_from(&transaction.cursor);
-                        events.push(event);
-                    }
-                }
-                let last = events.len();
-                for (index, event) in events.into_iter().enumerate() {
-                    self.send(event, up_to_date && index + 1 == last);
-                }
-                // That it is up to date, or that it no longer may be: the outbox cannot be read.
-                let unsure = transactions.is_empty() && !up_to_date && self.told;
-                if last == 0 && (unsure || (up_to_date && !self.told)) {
-                    self.send(group.write(Some(&cursor), None, &[]).await, up_to_date);
-                    self.told_cursor = cursor;
-                }
-                Next::Follow
-            }
-            Ok(Ok(Step::Resync(reason))) => Next::Resync(match reason {
-                ResyncReason::Trimmed => "TRIMMED",
-                ResyncReason::Epoch => "EPOCH",
-                ResyncReason::Oversized => "OVERSIZED",
-            }),
-            Ok(Ok(Step::Ended)) => Next::End,
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "the log could not be read; trying again");
-                tokio::time::sleep(RETRY).await;
-                Next::Follow
-            }
-            // Nothing for this client for a while. If the log has gone on, it should know where to resume.
-            Err(_) => {
-                self.told_at = Instant::now();
-                let cursor = self.follower.cursor().clone();
-                if self.told && cursor != self.told_cursor {
-                    self.send(group.write(Some(&cursor), None, &[]).await, true);
-                    self.told_cursor = cursor;
-                }
-                Next::Follow
-            }
-        }
-    }
-}
-
 impl ChangeGroup {
     /// A row of a snapshot, as a row that enters.
-    fn row<'a>(&self, image: &'a Image) -> Option<Seen<'a>> {
+    pub(super) fn row<'a>(&self, image: &'a Image) -> Option<Seen<'a>> {
         let Sees::Shape { entity, .. } = &self.sees else { return None };
         Some(Seen { kind: EventKind::Enter, change: None, entity: *entity, before: None, after: Some(image) })
     }

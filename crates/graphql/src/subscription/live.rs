@@ -1,11 +1,15 @@
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Weak, atomic::Ordering},
+    time::Duration,
+};
 
 use async_graphql::Variables;
 use futures_util::Stream;
-use tidewire_outbox::{Cursor, EntityId, Having, Item, Select, Step};
-use tokio::sync::watch;
+use tidewire_outbox::{Audience, EntityId, Having, Item, News, Select, Wants};
+use tokio::sync::{Notify, watch};
 
-use super::Open;
+use super::{Counters, Open};
 use crate::{
     error::ApiError,
     frame::{Frame, Template},
@@ -28,8 +32,23 @@ struct Query {
     plan: Arc<Plan>,
     select: Select,
     prepared: PreparedList,
-    /// The entities whose changes may change the result.
-    reads: BTreeSet<EntityId>,
+    counters: Arc<Counters>,
+}
+
+/// Is rung when the result may have changed.
+#[derive(Debug, Default)]
+struct Bell(Notify);
+
+impl Audience for Bell {
+    fn hear(&self, _news: Vec<News>) {
+        self.0.notify_one();
+    }
+
+    fn restart(&self, _place: u64) {
+        self.0.notify_one();
+    }
+
+    fn doubt(&self) {}
 }
 
 impl LiveGroup {
@@ -38,23 +57,29 @@ impl LiveGroup {
         plan: Arc<Plan>,
         variables: &Variables,
         access: &Access,
+        counters: &Arc<Counters>,
     ) -> Result<Arc<Self>, ApiError> {
         let Plan::Subscription(stream) = &*plan else { return Err(ApiError::bad_input("this is no subscription")) };
         let StreamField::Live(list) = &stream.field else { return Err(ApiError::bad_input("this is no live query")) };
         let (select, prepared) = model.preparer(variables, access).list(list)?;
-        let mut reads = BTreeSet::new();
-        add_reads(&model, &select, &mut reads);
-        let query = Query { model, plan: Arc::clone(&plan), select, prepared, reads };
-        let (first, cursor) = query.run().await?;
-        let (sender, latest) = watch::channel(Arc::new(first));
-        tokio::spawn(query.keep(sender, cursor));
+        // Before the first read, so that whatever that does not see rings.
+        let bell = Arc::<Bell>::default();
+        let audience: Weak<Bell> = Arc::downgrade(&bell);
+        let seat = model.log().attend(wants(&model, &select).await, audience).await?;
+        let query = Query { model, plan: Arc::clone(&plan), select, prepared, counters: Arc::clone(counters) };
+        let (sender, latest) = watch::channel(Arc::new(query.run().await?));
+        tokio::spawn(async move {
+            query.keep(sender, &bell).await;
+            drop(seat);
+        });
         Ok(Arc::new(Self { latest }))
     }
 }
 
 impl Query {
-    async fn run(&self) -> Result<(Template, Cursor), ApiError> {
-        let (parts, cursor) = self.model.recorder.fetch_at(std::slice::from_ref(&self.select)).await?;
+    async fn run(&self) -> Result<Template, ApiError> {
+        self.counters.queries.fetch_add(1, Ordering::Relaxed);
+        let parts = self.model.recorder.fetch(std::slice::from_ref(&self.select)).await?;
         let Plan::Subscription(stream) = &*self.plan else {
             return Err(ApiError::bad_input("this is no subscription"));
         };
@@ -66,23 +91,22 @@ impl Query {
             ApiError::new(crate::error::Code::Internal, "the database gave another result than was asked for")
         })?;
         template.text.push_str("}}");
-        Ok((template, cursor))
+        Ok(template)
     }
 
-    /// Runs the query again whenever something that it reads has changed, until nobody listens. However many changes come while it runs, it
-    /// runs once more after them.
-    async fn keep(self, latest: watch::Sender<Arc<Template>>, mut cursor: Cursor) {
+    /// Runs the query again whenever the bell is rung, until nobody listens. However many changes come while it runs, it runs once more after
+    /// them.
+    async fn keep(self, latest: watch::Sender<Arc<Template>>, bell: &Bell) {
         loop {
-            let again = tokio::select! {
+            tokio::select! {
                 () = latest.closed() => return,
-                again = self.wait(&cursor) => again,
-            };
-            if !again {
+                () = bell.0.notified() => {}
+            }
+            if self.model.log().is_stopped() {
                 return;
             }
             match self.run().await {
-                Ok((template, at)) => {
-                    cursor = at;
+                Ok(template) => {
                     latest.send_if_modified(|known| {
                         let other = known.text != template.text;
                         if other {
@@ -94,42 +118,31 @@ impl Query {
                 Err(error) => {
                     tracing::warn!(%error, "a live query failed; trying again");
                     tokio::time::sleep(RETRY).await;
-                }
-            }
-        }
-    }
-
-    /// Waits until something that the query reads has changed after the cursor; `false` when the log has ended.
-    async fn wait(&self, after: &Cursor) -> bool {
-        let mut follower = match self.model.log().follow_all(after.clone()).await {
-            Ok(follower) => follower,
-            Err(_) => {
-                tokio::time::sleep(RETRY).await;
-                return true;
-            }
-        };
-        loop {
-            match follower.next().await {
-                Ok(Step::Ended) => return false,
-                Ok(Step::Resync(_)) => return true,
-                Ok(Step::Transactions { transactions, .. }) => {
-                    let mut changes = transactions.iter().flat_map(|transaction| &transaction.changes);
-                    if changes.any(|change| self.reads.contains(&change.entity)) {
-                        return true;
-                    }
-                }
-                Err(_) => {
-                    tokio::time::sleep(RETRY).await;
-                    return true;
+                    bell.0.notify_one();
                 }
             }
         }
     }
 }
 
-/// Adds every entity that a select reads.
+/// Which changes may change the result: of the rows that pass, and of any that hang on them.
+async fn wants(model: &Model, select: &Select) -> Wants {
+    let mut inner = BTreeSet::new();
+    add_reads(model, select, &mut inner);
+    let meta = model.catalog().entity(select.entity);
+    // Where the rows themselves hang on rows of their own entity, and where only the database knows who passes, any change may.
+    let predicate =
+        if inner.contains(&select.entity) { None } else { model.log().predicate(meta, &select.filter).await.ok() };
+    let rows = match predicate {
+        Some(predicate) => Wants::rows(select.entity, predicate),
+        None => Wants::entities([select.entity]),
+    };
+    inner.remove(&select.entity);
+    rows.and(Wants::entities(inner))
+}
+
+/// Adds every entity that a select reads beside its own rows.
 fn add_reads(model: &Model, select: &Select, reads: &mut BTreeSet<EntityId>) {
-    reads.insert(select.entity);
     let relations = &model.catalog().entity(select.entity).relations;
     let mut add_relation = |relation: usize| {
         reads.insert(relations[relation].target);
@@ -150,8 +163,7 @@ fn add_reads(model: &Model, select: &Select, reads: &mut BTreeSet<EntityId>) {
     }
 }
 
-pub(super) fn subscribe(group: Arc<LiveGroup>, open: Open) -> impl Stream<Item = Frame> + Send {
-    use std::sync::atomic::Ordering;
+pub(super) fn subscribe(group: Arc<LiveGroup>, open: Open) -> impl Stream<Item = Vec<Frame>> + Send {
     async_stream::stream! {
         let mut latest = group.latest.clone();
         // The result as it is now comes first, seen or not.
@@ -159,7 +171,7 @@ pub(super) fn subscribe(group: Arc<LiveGroup>, open: Open) -> impl Stream<Item =
         while latest.changed().await.is_ok() {
             let template = Arc::clone(&latest.borrow_and_update());
             open.0.events.fetch_add(1, Ordering::Relaxed);
-            yield Frame::new(template, 0, false);
+            yield vec![Frame::new(template, 0, false)];
         }
     }
 }

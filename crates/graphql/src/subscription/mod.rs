@@ -4,7 +4,9 @@
 //! group comes to it first, and written once; the others share it. Each subscriber walks the log at its own pace, so none waits for another.
 
 mod changes;
+mod hits;
 mod live;
+mod subscriber;
 
 use std::{
     collections::HashMap,
@@ -40,6 +42,8 @@ pub(crate) struct Subscriptions {
 pub struct SubscriptionStats {
     /// Subscriptions that are open.
     pub open: u64,
+    /// Those of them that wait for changes. The others have yet to get there, or are live queries.
+    pub live: u64,
     /// Groups of subscriptions with the same document and variables.
     pub groups: u64,
     /// Events that have been handed to transports.
@@ -48,6 +52,10 @@ pub struct SubscriptionStats {
     pub changes: u64,
     /// Resyncs among the events.
     pub resyncs: u64,
+    /// How often one that waited was too slow to be told, and read the log instead.
+    pub left_behind: u64,
+    /// How often live queries were read.
+    pub queries: u64,
 }
 
 #[derive(Debug, Default)]
@@ -56,6 +64,8 @@ pub(crate) struct Counters {
     pub(crate) events: AtomicU64,
     pub(crate) changes: AtomicU64,
     pub(crate) resyncs: AtomicU64,
+    pub(crate) left_behind: AtomicU64,
+    pub(crate) queries: AtomicU64,
 }
 
 /// Counts a subscription for as long as it lives.
@@ -84,9 +94,9 @@ impl<G> Groups<G> {
         Self(Mutex::default())
     }
 
-    fn len(&self) -> usize {
-        let groups = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        groups.values().filter(|group| group.strong_count() > 0).count()
+    /// Those that somebody listens to.
+    fn all(&self) -> Vec<Arc<G>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().filter_map(Weak::upgrade).collect()
     }
 
     fn get(&self, key: &GroupKey) -> Option<Arc<G>> {
@@ -115,12 +125,16 @@ impl Subscriptions {
 
     pub(crate) fn stats(&self) -> SubscriptionStats {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let groups = self.changes.all();
         SubscriptionStats {
             open: load(&self.counters.open),
-            groups: (self.changes.len() + self.live.len()) as u64,
+            live: groups.iter().map(|group| group.hits.live() as u64).sum(),
+            groups: (groups.len() + self.live.all().len()) as u64,
             events: load(&self.counters.events),
             changes: load(&self.counters.changes),
             resyncs: load(&self.counters.resyncs),
+            left_behind: load(&self.counters.left_behind),
+            queries: load(&self.counters.queries),
         }
     }
 
@@ -130,7 +144,7 @@ impl Subscriptions {
         request: &Request,
         variables: Variables,
         access: Arc<Access>,
-    ) -> Result<BoxStream<'static, Frame>, ApiError> {
+    ) -> Result<BoxStream<'static, Vec<Frame>>, ApiError> {
         let Plan::Subscription(stream) = &*plan else {
             return Err(ApiError::bad_input("this is no subscription"));
         };
@@ -148,7 +162,8 @@ impl Subscriptions {
             let group = match self.live.get(&key) {
                 Some(group) => group,
                 None => {
-                    self.live.insert(key, LiveGroup::start(Arc::clone(&self.model), plan, &variables, &access).await?)
+                    let group = LiveGroup::start(Arc::clone(&self.model), plan, &variables, &access, &self.counters);
+                    self.live.insert(key, group.await?)
                 }
             };
             return Ok(live::subscribe(group, open).boxed());
@@ -157,7 +172,6 @@ impl Subscriptions {
             Some(group) => group,
             None => self.changes.insert(key, ChangeGroup::new(Arc::clone(&self.model), plan, variables, access).await?),
         };
-        let follower = changes::begin(&self.model, &start).await?;
-        Ok(changes::subscribe(group, start, follower, open).boxed())
+        Ok(subscriber::subscribe(group, start, open).await?.boxed())
     }
 }

@@ -1,5 +1,7 @@
 //! Mutations: one transaction a document, once for each id, and never over what the client has not seen.
 
+use std::sync::Arc;
+
 use sea_orm::{ActiveModelTrait, ConnectionTrait, EntityTrait, PaginatorTrait, Set};
 use serde_json::{Value, json};
 use tidewire_graphql::{
@@ -263,7 +265,7 @@ on_every_target! {
         let zoo = Zoo::populated_in(database).await;
         let before = zoo.recorder.log().position().await.unwrap();
         let request = Request {
-            viewer: Viewer::default().acting_as(Actor::user("ada")).into(),
+            viewer: Arc::new(Viewer::default().acting_as(Actor::user("ada"))),
             origin: Some(Origin::new("phone")),
             ..request("mutation { foodCreateOne(data: { name: \"nuts\" }, mutationId: \"m\") { id } }", json!({}))
         };

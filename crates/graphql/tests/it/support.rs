@@ -1,3 +1,5 @@
+use std::collections::VecDeque;
+
 use futures_util::{StreamExt, stream::BoxStream};
 use sea_orm::{ConnectionTrait, EntityTrait, Set};
 use serde_json::{Value, json};
@@ -149,7 +151,7 @@ impl Zoo {
     pub(crate) async fn subscribe_as(&self, viewer: &Viewer, query: &str, variables: Value) -> Result<Events, Value> {
         let request = Request { viewer: viewer.clone().into(), ..request(query, variables) };
         match self.api.subscribe(request).await {
-            Subscribed::Stream(frames) => Ok(Events(frames)),
+            Subscribed::Stream(frames) => Ok(Events(frames, VecDeque::new())),
             Subscribed::Single(response) => {
                 let mut response: Value = serde_json::from_str(&response.json).unwrap();
                 Err(response["errors"][0].take())
@@ -158,16 +160,19 @@ impl Zoo {
     }
 }
 
-/// What a subscription gives.
-pub(crate) struct Events(BoxStream<'static, Frame>);
+/// What a subscription gives, and what of it has come already.
+pub(crate) struct Events(BoxStream<'static, Vec<Frame>>, VecDeque<Frame>);
 
 impl Events {
     /// The data of the next event, of the one field that there is.
     pub(crate) async fn next(&mut self) -> Value {
-        let mut json = String::new();
-        soon(self.0.next()).await.expect("the stream goes on").write(&mut json);
-        let mut response: Value = serde_json::from_str(&json).unwrap();
-        let data = response["data"].as_object_mut().unwrap_or_else(|| panic!("{json}"));
+        if self.1.is_empty() {
+            self.1 = soon(self.0.next()).await.expect("the stream goes on").into();
+        }
+        let mut json = Vec::new();
+        self.1.pop_front().expect("no batch is empty").write(&mut json);
+        let mut response: Value = serde_json::from_slice(&json).unwrap();
+        let data = response["data"].as_object_mut().unwrap_or_else(|| panic!("{json:?}"));
         data.values_mut().next().unwrap().take()
     }
 

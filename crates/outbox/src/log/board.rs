@@ -19,12 +19,26 @@ use crate::{
 };
 
 /// Which changes somebody wants to hear of.
-#[derive(Debug, Clone)]
-pub enum Wants {
+#[derive(Debug, Clone, Default)]
+pub struct Wants(Vec<(EntityId, Option<Predicate>)>);
+
+impl Wants {
     /// What enters, changes or leaves the rows of an entity that pass.
-    Rows(EntityId, Predicate),
+    pub fn rows(entity: EntityId, predicate: Predicate) -> Self {
+        Self(vec![(entity, Some(predicate))])
+    }
+
     /// All changes of these entities.
-    Entities(Vec<EntityId>),
+    pub fn entities(entities: impl IntoIterator<Item = EntityId>) -> Self {
+        Self(entities.into_iter().map(|entity| (entity, None)).collect())
+    }
+
+    /// These and those. A change that is wanted twice is told twice.
+    #[must_use]
+    pub fn and(mut self, others: Self) -> Self {
+        self.0.extend(others.0);
+        self
+    }
 }
 
 /// A transaction that means something to whoever hears of it.
@@ -38,13 +52,16 @@ pub struct News {
     pub changes: Vec<(usize, EventKind)>,
 }
 
-/// Somebody who hears of changes. Called while others wait, so both must return soon, and may not ask the log anything.
+/// Somebody who hears of changes. Everybody else waits meanwhile, so each of these must return soon.
 pub trait Audience: fmt::Debug + Send + Sync {
-    /// The next transaction that means something.
-    fn hear(&self, news: News);
+    /// The next transactions that mean something, at least one, in order.
+    fn hear(&self, news: Vec<News>);
 
-    /// The log did not go on where it was: nothing more comes of places before this one.
+    /// The log did not go on where it was, or has been stopped: nothing more comes of places before this one.
     fn restart(&self, place: u64);
+
+    /// Whether there may be changes that this process cannot read has changed: [`Log::is_healthy`](super::Log::is_healthy) tells.
+    fn doubt(&self);
 }
 
 /// All who hear of changes.
@@ -61,10 +78,10 @@ pub struct Seat {
 
 #[derive(Debug)]
 struct State {
-    /// The place of the next transaction.
+    /// From which place on those hear all that come now.
     next: u64,
-    /// Where one stands who has seen everything before that.
-    cursor: Cursor,
+    /// Up to which place everybody has heard everything, and where one stands who has seen all before that.
+    heard: (u64, Cursor),
     entities: Vec<Wanted>,
     seats: Vec<Option<Taken>>,
     free: Vec<usize>,
@@ -90,7 +107,7 @@ struct Taken {
 impl Board {
     pub(super) fn new(at: Cursor) -> Self {
         let (entities, seats, free, found) = Default::default();
-        Self(Mutex::new(State { next: 0, cursor: at, entities, seats, free, found }))
+        Self(Mutex::new(State { next: 0, heard: (0, at), entities, seats, free, found }))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -98,53 +115,60 @@ impl Board {
     }
 
     /// Where one stands who has been told of all that was asked for.
-    pub(super) fn position(&self) -> (u64, Cursor) {
-        let state = self.state();
-        (state.next, state.cursor.clone())
+    pub(super) fn heard(&self) -> (u64, Cursor) {
+        self.state().heard.clone()
     }
 
-    pub(super) fn seat(self: &Arc<Self>, wants: Wants, audience: Weak<dyn Audience>) -> Seat {
+    pub(super) fn seat(self: &Arc<Self>, Wants(all): Wants, audience: Weak<dyn Audience>) -> Seat {
         let mut state = self.state();
         let number = state.free.pop().unwrap_or_else(|| {
             state.seats.push(None);
             state.seats.len() - 1
         });
-        let wants = match wants {
-            Wants::Rows(entity, predicate) => vec![(entity, Some(state.wanted(entity).add(predicate, number)))],
-            Wants::Entities(entities) => {
-                for entity in &entities {
-                    state.wanted(*entity).all.insert(number);
+        let mut wants = Vec::with_capacity(all.len());
+        for (entity, predicate) in all {
+            let wanted = state.wanted(entity);
+            let predicate = match predicate {
+                Some(predicate) => Some(wanted.add(predicate, number)),
+                None => {
+                    wanted.all.insert(number);
+                    None
                 }
-                entities.into_iter().map(|entity| (entity, None)).collect()
-            }
-        };
+            };
+            wants.push((entity, predicate));
+        }
         state.seats[number] = Some(Taken { audience, wants });
         Seat { board: Arc::clone(self), number, place: state.next }
     }
 
-    /// Tells everybody what transactions mean to them, the first of which has this place. The cursor stands behind them.
+    /// Tells everybody what transactions mean to them, the first of which has this place. The cursor stands behind them. For the tail alone.
     pub(super) fn tell(&self, place: u64, transactions: &[Arc<Transaction>], end: &Cursor) {
-        let mut state = self.state();
-        for (place, transaction) in (place..).zip(transactions) {
-            for (seat, changes) in state.meaning(transaction) {
-                let audience = state.seats[seat].as_ref().and_then(|taken| taken.audience.upgrade());
-                if let Some(audience) = audience {
-                    audience.hear(News { place, transaction: Arc::clone(transaction), changes });
-                }
-            }
+        let next = place + transactions.len() as u64;
+        let told = {
+            let mut state = self.state();
+            state.next = next;
+            state.meaning(place, transactions)
+        };
+        // Outside the lock: who leaves now takes a seat with them, which needs it.
+        for (audience, news) in told {
+            audience.hear(news);
         }
-        state.next = place + transactions.len() as u64;
-        state.cursor.clone_from(end);
+        self.state().heard = (next, end.clone());
     }
 
-    /// The log goes on elsewhere.
+    /// The log goes on elsewhere, from this place, or not at all.
     pub(super) fn restart(&self, place: u64, at: &Cursor) {
-        let mut state = self.state();
-        state.next = place;
-        state.cursor.clone_from(at);
-        for audience in state.seats.iter().flatten().filter_map(|taken| taken.audience.upgrade()) {
-            audience.restart(place);
-        }
+        self.state().next = place;
+        self.everybody().iter().for_each(|audience| audience.restart(place));
+        self.state().heard = (place, at.clone());
+    }
+
+    pub(super) fn doubt(&self) {
+        self.everybody().iter().for_each(|audience| audience.doubt());
+    }
+
+    fn everybody(&self) -> Vec<Arc<dyn Audience>> {
+        self.state().seats.iter().flatten().filter_map(|taken| taken.audience.upgrade()).collect()
     }
 }
 
@@ -179,14 +203,33 @@ impl State {
         &mut self.entities[index]
     }
 
-    /// By seats, which changes of a transaction mean something to whom.
-    fn meaning(&mut self, transaction: &Transaction) -> BTreeMap<usize, Vec<(usize, EventKind)>> {
-        let mut meaning = BTreeMap::<usize, Vec<_>>::new();
-        for (at, change) in transaction.changes.iter().enumerate() {
-            let Some(wanted) = self.entities.get(change.entity.index()) else { continue };
-            wanted.find(change, &mut self.found, |seat, kind| meaning.entry(seat).or_default().push((at, kind)));
+    /// Which changes of the transactions mean something to whom.
+    fn meaning(
+        &mut self,
+        place: u64,
+        transactions: &[Arc<Transaction>],
+    ) -> impl Iterator<Item = (Arc<dyn Audience>, Vec<News>)> + use<> {
+        let mut meaning = BTreeMap::<usize, Vec<News>>::new();
+        for (place, transaction) in (place..).zip(transactions) {
+            for (at, change) in transaction.changes.iter().enumerate() {
+                let Some(wanted) = self.entities.get(change.entity.index()) else { continue };
+                wanted.find(change, &mut self.found, |seat, kind| {
+                    let news = meaning.entry(seat).or_default();
+                    match news.last_mut().filter(|news| news.place == place) {
+                        Some(news) => news.changes.push((at, kind)),
+                        None => {
+                            let transaction = Arc::clone(transaction);
+                            news.push(News { place, transaction, changes: vec![(at, kind)] });
+                        }
+                    }
+                });
+            }
         }
-        meaning
+        let told: Vec<_> = meaning
+            .into_iter()
+            .filter_map(|(seat, news)| Some((self.seats[seat].as_ref()?.audience.upgrade()?, news)))
+            .collect();
+        told.into_iter()
     }
 }
 

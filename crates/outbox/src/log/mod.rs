@@ -44,6 +44,7 @@ pub use self::{
     snapshot::Snapshot,
 };
 use crate::{
+    change::Transaction,
     cursor::Cursor,
     database::{Database, Pruned, Read, Stats},
     error::Result,
@@ -140,6 +141,17 @@ struct Shared {
     board: Arc<Board>,
     /// Set by a follower that stands at a moment which the ring has yet to reach.
     wanted: AtomicBool,
+}
+
+impl Shared {
+    /// Whether the outbox can be read, as it turns out; answers whether it was otherwise.
+    fn set_healthy(&self, healthy: bool) -> bool {
+        let changed = self.healthy.send_if_modified(|known| std::mem::replace(known, healthy) != healthy);
+        if changed {
+            self.board.doubt();
+        }
+        changed
+    }
 }
 
 /// What the tail of this process has done and holds.
@@ -245,7 +257,23 @@ impl Log {
     /// How far everybody has heard what they want: the place of the next transaction, and the cursor of one who has seen all before it. None
     /// while nobody follows.
     pub fn heard(&self) -> Option<(u64, Cursor)> {
-        Some(self.inner.shared.get()?.board.position())
+        Some(self.inner.shared.get()?.board.heard())
+    }
+
+    /// Whether the log has been stopped: nothing more is told.
+    pub fn is_stopped(&self) -> bool {
+        self.inner.shared.get().is_some_and(|shared| shared.stopped.load(Ordering::Acquire))
+    }
+
+    /// Whether the outbox can be read: otherwise there may be changes that nobody here has been told of.
+    pub fn is_healthy(&self) -> bool {
+        self.inner.shared.get().is_none_or(|shared| *shared.healthy.borrow())
+    }
+
+    /// The transaction at a place in this process's log, while it is in the ring.
+    pub fn transaction(&self, place: u64) -> Option<Arc<Transaction>> {
+        let ring = self.inner.shared.get()?.ring.read().unwrap_or_else(PoisonError::into_inner);
+        ring.from(place, 1)?.pop()
     }
 
     /// Makes a filter ready to be asked of changes, with the meaning that it has in this database.
@@ -350,6 +378,8 @@ impl Log {
         if let Some(shared) = self.inner.shared.get() {
             shared.stopped.store(true, Ordering::Release);
             shared.next_place.send_modify(|_| {});
+            let (place, at) = shared.board.heard();
+            shared.board.restart(place, &at);
         }
         #[cfg(feature = "relay-nats")]
         {

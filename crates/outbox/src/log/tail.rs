@@ -80,7 +80,7 @@ async fn run(
             Ok(found) => {
                 wait = if found { POLL_MIN } else { (wait + wait / 2).min(options.poll_max) };
                 trouble = None;
-                if shared.healthy.send_if_modified(|healthy| !std::mem::replace(healthy, true)) {
+                if shared.set_healthy(true) {
                     tracing::info!("the outbox can be read again");
                 }
             }
@@ -93,7 +93,7 @@ async fn run(
                     tracing::warn!(%error, "the outbox could not be read; trying again");
                 }
                 if since.elapsed() >= OUTAGE {
-                    shared.healthy.send_if_modified(std::mem::take);
+                    shared.set_healthy(false);
                 }
                 trouble = Some(Trouble { since, failures: failures + 1 });
                 tokio::select! {
@@ -133,7 +133,7 @@ async fn look(
     let read = tokio::select! {
         read = &mut read => read,
         () = sleep_until(since + OUTAGE) => {
-            shared.healthy.send_if_modified(std::mem::take);
+            shared.set_healthy(false);
             read.await
         }
     };
