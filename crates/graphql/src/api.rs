@@ -18,9 +18,10 @@ use tracing::Instrument;
 
 use crate::{
     conform::conform,
-    document::{Documents, Known, check_fields, check_text, texts_to_integers, with_codes},
+    document::{Documents, Known, texts_to_integers, with_codes},
     error::{ApiError, Code},
     frame::Frame,
+    limits,
     model::Model,
     names::Names,
     options::Options,
@@ -204,7 +205,7 @@ impl Api {
 
     /// Which kind of operation a request asks for; `None` where that cannot be told.
     pub fn operation(&self, request: &Request) -> Option<OperationType> {
-        check_text(&request.query, &self.inner.model.options).ok()?;
+        limits::check_text(&request.query, &self.inner.model.options).ok()?;
         let parsed = async_graphql::parser::parse_query(&request.query).ok()?;
         Some(Known::new(parsed, request.operation_name.as_deref())?.document.kind())
     }
@@ -288,10 +289,19 @@ impl Api {
 }
 
 impl Inner {
-    /// Finds a request's document among the known ones, or parses and validates it; and makes the request's variables ready for it.
+    /// A request's document, which is valid and asks for no more than is allowed; and makes the request's variables ready for it.
     fn known(&self, request: &mut Request) -> Result<Arc<Known>, Response> {
         let options = &self.model.options;
-        check_text(&request.query, options).map_err(Response::refused)?;
+        limits::check_text(&request.query, options).map_err(Response::refused)?;
+        limits::check_variables(&request.variables, options).map_err(Response::refused)?;
+        let known = self.find(request)?;
+        limits::check_complexity(&known, self.schema.registry(), &request.variables, options)
+            .map_err(Response::refused)?;
+        Ok(known)
+    }
+
+    /// Finds a request's document among the known ones, or parses and validates it.
+    fn find(&self, request: &mut Request) -> Result<Arc<Known>, Response> {
         let operation_name = request.operation_name.as_deref();
         if let Some(known) = self.documents.get(&request.query, operation_name) {
             texts_to_integers(&known, &self.schema, &mut request.variables);
@@ -306,7 +316,7 @@ impl Inner {
             with_codes(&mut errors, Code::ParseFailed);
             Response::from_errors(&errors)
         })?;
-        check_fields(&parsed, options.max_fields).map_err(Response::refused)?;
+        limits::check_document(&parsed, &self.model.options).map_err(Response::refused)?;
         let known = Known::new(parsed, operation_name).ok_or_else(|| {
             Response::refused(ApiError::new(
                 Code::BadUserInput,

@@ -1,4 +1,4 @@
-//! Documents before they are run: limits, parsing, validation, and the memory of what was compiled.
+//! Documents before they are run: variables, and the memory of what was found valid and compiled.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -6,18 +6,15 @@ use std::{
 };
 
 use async_graphql::{
-    Name, Positioned, ServerError, Value as ConstValue, Variables,
+    Name, ServerError, Value as ConstValue, Variables,
     dynamic::Schema,
-    parser::types::{
-        BaseType, ExecutableDocument, FragmentDefinition, Selection as Selected, SelectionSet, Type, VariableDefinition,
-    },
+    parser::types::{BaseType, ExecutableDocument, Type, VariableDefinition},
     registry::{MetaType, Registry},
 };
 
 use crate::{
     error::{ApiError, Code},
     model::Model,
-    options::Options,
     plan::{Compiler, Document, Plan, Selection},
 };
 
@@ -146,100 +143,6 @@ fn fits_named(registry: &Registry, name: &Name, value: &ConstValue) -> bool {
     }
 }
 
-/// Refuses a document that is too long or nests too deeply, before anything recursive looks at it.
-pub(crate) fn check_text(query: &str, options: &Options) -> Result<(), ApiError> {
-    if query.len() > options.max_document_bytes {
-        return Err(ApiError::new(
-            Code::LimitExceeded,
-            format!("the document is longer than {} bytes", options.max_document_bytes),
-        ));
-    }
-    if nesting(query) > options.max_nesting {
-        return Err(ApiError::new(
-            Code::LimitExceeded,
-            format!("the document's brackets nest deeper than {} levels", options.max_nesting),
-        ));
-    }
-    Ok(())
-}
-
-/// How deeply brackets nest, outside strings and comments.
-fn nesting(query: &str) -> usize {
-    let bytes = query.as_bytes();
-    let (mut depth, mut deepest, mut at) = (0_usize, 0, 0);
-    while let Some(byte) = bytes.get(at) {
-        at += match byte {
-            b'{' | b'[' | b'(' => {
-                depth += 1;
-                deepest = deepest.max(depth);
-                1
-            }
-            b'}' | b']' | b')' => {
-                depth = depth.saturating_sub(1);
-                1
-            }
-            b'#' => bytes[at..].iter().position(|byte| matches!(byte, b'\n' | b'\r')).unwrap_or(bytes.len() - at),
-            b'"' => string_length(&bytes[at..]),
-            _ => 1,
-        };
-    }
-    deepest
-}
-
-fn string_length(bytes: &[u8]) -> usize {
-    let (quote, mut at): (&[u8], usize) = if bytes.starts_with(b"\"\"\"") { (b"\"\"\"", 3) } else { (b"\"", 1) };
-    while at < bytes.len() {
-        if bytes[at..].starts_with(quote) {
-            return at + quote.len();
-        }
-        at += if bytes[at] == b'\\' { 2 } else { 1 };
-    }
-    bytes.len()
-}
-
-/// Refuses a document that selects more fields than allowed once its fragments are spread. A few fragments that spread each other twice
-/// select millions.
-pub(crate) fn check_fields(document: &ExecutableDocument, max_fields: usize) -> Result<(), ApiError> {
-    let mut counter = Counter { fragments: &document.fragments, counts: HashMap::new() };
-    for (_, operation) in document.operations.iter() {
-        if counter.count(&operation.node.selection_set.node) > max_fields {
-            return Err(ApiError::new(
-                Code::LimitExceeded,
-                format!("the operation selects more than {max_fields} fields"),
-            ));
-        }
-    }
-    Ok(())
-}
-
-struct Counter<'a> {
-    fragments: &'a HashMap<Name, Positioned<FragmentDefinition>>,
-    counts: HashMap<&'a str, usize>,
-}
-
-impl<'a> Counter<'a> {
-    fn count(&mut self, set: &'a SelectionSet) -> usize {
-        set.items.iter().fold(0, |count: usize, selection| {
-            count.saturating_add(match &selection.node {
-                Selected::Field(field) => self.count(&field.node.selection_set.node).saturating_add(1),
-                Selected::InlineFragment(fragment) => self.count(&fragment.node.selection_set.node),
-                Selected::FragmentSpread(spread) => self.count_fragment(spread.node.fragment_name.node.as_str()),
-            })
-        })
-    }
-
-    fn count_fragment(&mut self, name: &'a str) -> usize {
-        if let Some(count) = self.counts.get(name) {
-            return *count;
-        }
-        // A fragment that spreads itself counts nothing here; validation refuses it.
-        self.counts.insert(name, 0);
-        let count = self.fragments.get(name).map_or(0, |fragment| self.count(&fragment.node.selection_set.node));
-        self.counts.insert(name, count);
-        count
-    }
-}
-
 /// The documents that were found valid, by their text.
 #[derive(Debug)]
 pub(crate) struct Documents {
@@ -289,44 +192,10 @@ impl Documents {
 /// Gives each error a code.
 pub(crate) fn with_codes(errors: &mut [ServerError], otherwise: Code) {
     for error in errors {
-        let code = if let Some(error) = error.source::<ApiError>() {
-            error.code()
-        } else if error.message == "Query is nested too deep."
-            || error.message.starts_with("The recursion depth")
-            || error.message.starts_with("The number of directives")
-        {
-            Code::LimitExceeded
-        } else {
-            otherwise
-        };
+        let code = error.source::<ApiError>().map_or(otherwise, ApiError::code);
         let extensions = error.extensions.get_or_insert_default();
         if extensions.get("code").is_none() {
             extensions.set("code", code.as_str());
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn nesting_looks_past_strings_and_comments() {
-        assert_eq!(nesting("{ a(b: [{c: 1}]) { d } }"), 4);
-        assert_eq!(nesting("{ a(b: \"{{{{\\\"{{\") # {{{{\n { c } }"), 2);
-        assert_eq!(nesting("{ a(b: \"\"\"{{ \" {{ \\\"\"\" {\"\"\") }"), 2);
-        assert_eq!(nesting(&"{".repeat(10_000)), 10_000);
-        assert_eq!(nesting("\"open {{{"), 0);
-    }
-
-    #[test]
-    fn fields_are_counted_with_their_fragments() {
-        let mut bomb = String::from("{ ...f0 }");
-        for level in 0..30 {
-            bomb.push_str(&format!(" fragment f{level} on Query {{ ...f{} ...f{} }}", level + 1, level + 1));
-        }
-        bomb.push_str(" fragment f30 on Query { __typename }");
-        let document = async_graphql::parser::parse_query(&bomb).expect("GraphQL");
-        assert_eq!(check_fields(&document, 2_000).expect_err("2^30 fields").code(), Code::LimitExceeded);
     }
 }

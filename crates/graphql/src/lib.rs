@@ -6,6 +6,7 @@ mod document;
 mod error;
 mod frame;
 mod input;
+mod limits;
 mod model;
 mod names;
 mod options;

@@ -40,9 +40,8 @@ pub(crate) fn build(model: &Arc<Model>, additions: Additions) -> Result<Schema, 
     let mut mutation = Object::new("Mutation");
     let mut subscription = Subscription::new("Subscription");
     let mut schema = Schema::build("Query", Some("Mutation"), Some("Subscription"))
-        .limit_depth(options.max_depth)
-        .limit_recursive_depth(options.max_depth.max(32))
-        .limit_directives(options.max_directives)
+        // `limits.rs` has looked before, and says it better.
+        .limit_recursive_depth(options.max_nesting.max(32) + 1)
         .extension(crate::api::Validation)
         .extension(crate::conform::Paths)
         .data(Arc::clone(model))

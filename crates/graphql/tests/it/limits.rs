@@ -36,7 +36,7 @@ async fn what_is_too_large_or_wrong_is_refused() {
         ("{ animal(filters: { nme: { eq: \"x\" } }) { nodes { name } } }".into(), "GRAPHQL_VALIDATION_FAILED"),
         ("{ animal(filters: { tame: { eq: \"x\" } }) { nodes { name } } }".into(), "GRAPHQL_VALIDATION_FAILED"),
         ("{ animal(orderBy: { name: UP }) { nodes { name } } }".into(), "GRAPHQL_VALIDATION_FAILED"),
-        ("fragment a on Animal { ...a } { animal { nodes { ...a } } }".into(), "LIMIT_EXCEEDED"),
+        ("fragment a on Animal { ...a } { animal { nodes { ...a } } }".into(), "GRAPHQL_VALIDATION_FAILED"),
         ("{ animal(filters: { born: { gt: \"soon\" } }) { nodes { name } } }".into(), "BAD_USER_INPUT"),
         ("{ animal(filters: { price: { between: [\"1\"] } }) { nodes { name } } }".into(), "BAD_USER_INPUT"),
         ("{ animal(filters: { id: { eq: \"1\" } }) { nodes { name } } }".into(), "BAD_USER_INPUT"),
@@ -80,6 +80,76 @@ async fn what_is_too_large_or_wrong_is_refused() {
         zoo.data("{ food(filters: { name: { eq: \"meat\" } }) { nodes { name } } }").await["food"]["nodes"][0]["name"],
         "meat"
     );
+}
+
+/// Every refusal names what there is too much of, and the setting that says so.
+#[tokio::test]
+async fn each_limit_is_named_by_its_refusal() {
+    let mut options = Options::default();
+    options.max_document_bytes = 5_000;
+    options.max_tokens = 1_000;
+    options.max_fields = 200;
+    options.max_variables_bytes = 1_000;
+    let zoo = Zoo::with(options).await;
+    let many = |count: usize, text: &dyn Fn(usize) -> String| (0..count).map(text).collect::<Vec<_>>().join(" ");
+    let spread = |inside: &str| format!("{{ ...f }} fragment f on Query {{ {inside} }}");
+    for (setting, query, variables) in [
+        ("max_document_bytes", format!("{{ __typename }} # {}", "x".repeat(5_000)), json!({})),
+        ("max_tokens", format!("{{ {} }}", "a ".repeat(999)), json!({})),
+        ("max_nesting", "{ a ".repeat(65), json!({})),
+        (
+            "max_nesting",
+            format!("{{ ...f0 }} {}", many(70, &|n| format!("fragment f{n} on Query {{ ...f{} }}", n + 1))),
+            json!({}),
+        ),
+        ("max_definitions", many(101, &|n| format!("query q{n} {{ a }}")), json!({})),
+        ("max_depth", format!("{}{}", "{ a ".repeat(21), "}".repeat(21)), json!({})),
+        ("max_fields", format!("{{ animal {{ nodes {{ {} }} }} }}", "name ".repeat(199)), json!({})),
+        ("max_root_fields", format!("{{ {} }}", "__typename ".repeat(51)), json!({})),
+        ("max_root_fields", spread(&"__typename ".repeat(51)), json!({})),
+        ("max_aliases", format!("{{ animal {{ nodes {{ {} }} }} }}", many(101, &|n| format!("a{n}: name"))), json!({})),
+        ("max_directives", format!("{{ __typename {} }}", "@include(if: true) ".repeat(9)), json!({})),
+        ("max_directives", format!("query {} {{ __typename }}", "@a ".repeat(9)), json!({})),
+        ("max_operation_directives", format!("{{ {} }}", "__typename @a @b @c ".repeat(40)), json!({})),
+        ("max_variables_bytes", "{ __typename }".into(), json!({ "a": ["x".repeat(500), { "b": "x".repeat(500) }] })),
+    ] {
+        let error = zoo.error(&query, variables).await;
+        assert_eq!(error["extensions"]["code"], "LIMIT_EXCEEDED", "{setting}: {error}");
+        assert!(error["message"].as_str().unwrap().contains(&format!("(`{setting}`)")), "{setting}: {error}");
+    }
+    assert_eq!(zoo.data("{ __typename }").await["__typename"], "Query");
+}
+
+/// A list counts as its page, or as what a list without one may have; lists inside lists multiply.
+#[tokio::test]
+async fn an_answer_is_no_larger_than_the_pages_that_are_asked_for() {
+    let mut options = Options::default();
+    options.max_complexity = Some(1_000);
+    let zoo = Zoo::with(options).await;
+    let page = |limit: u32| format!("pagination: {{ page: {{ page: 0, limit: {limit} }} }}");
+    let nested = |outer: u32, inner: u32| {
+        format!(
+            "{{ keeper({}) {{ nodes {{ animal({}) {{ ...some }} }} }} }} fragment some on AnimalConnection {{ nodes {{ name id }} }}",
+            page(outer),
+            page(inner)
+        )
+    };
+    zoo.data(&nested(10, 30)).await;
+    zoo.data("{ animal { nodes { name } } }").await;
+    let by_variable = "query ($page: PaginationInput, $n: Int! = 400) {
+        animal(pagination: $page) { nodes { name } } food(pagination: { offset: { offset: 0, limit: $n } }) { nodes { name } } }";
+    let small = json!({ "page": { "cursor": { "limit": 10 } }, "n": 10 });
+    assert!(zoo.run(by_variable, small).await.get("errors").is_none());
+    for (query, variables) in [
+        (nested(10, 40), json!({})),
+        (nested(1_000_000, 1_000_000), json!({})),
+        ("{ keeper { nodes { animal { nodes { name } } } } }".into(), json!({})),
+        (by_variable.into(), json!({ "page": { "page": { "page": 0, "limit": 200 } } })),
+    ] {
+        let error = zoo.error(&query, variables).await;
+        assert_eq!(error["extensions"]["code"], "LIMIT_EXCEEDED", "{error}");
+        assert!(error["message"].as_str().unwrap().contains("1000 fields (`max_complexity`)"), "{error}");
+    }
 }
 
 #[tokio::test]
