@@ -1,21 +1,29 @@
 //! GraphQL over HTTP, by its specification.
 
+use std::time::Duration;
+
 use axum::{
     body::{Body, Bytes},
-    extract::{Request as HttpRequest, State as AxumState, rejection::BytesRejection},
+    extract::{FromRequest, Request as HttpRequest, State as AxumState},
     http::{
         HeaderMap, HeaderValue, Method, StatusCode, Uri,
-        header::{ACCEPT, ALLOW, CONTENT_TYPE, UPGRADE},
+        header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, UPGRADE},
+        request::Parts,
     },
     response::{IntoResponse, Response},
 };
-use serde::Deserialize;
-use tidewire_graphql::{
-    Request,
-    async_graphql::{Variables, parser::types::OperationType},
-};
+use tidewire_graphql::{Request, async_graphql::parser::types::OperationType};
+use tokio::time::timeout;
 
-use crate::{server::State, sse, stats::add, ws};
+use crate::{
+    origin,
+    parameters::{Parameters, Problem},
+    quota::{Client, Grant, Kind, Refusal, jittered},
+    server::State,
+    sse,
+    stats::add,
+    ws,
+};
 
 const RESPONSE_JSON: &str = "application/graphql-response+json";
 const JSON: &str = "application/json";
@@ -23,7 +31,7 @@ const EVENT_STREAM: &str = "text/event-stream";
 
 /// The form that the client wants its answer in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Form {
+pub(crate) enum Form {
     /// `application/graphql-response+json`: the status tells whether the request was understood.
     Response,
     /// `application/json`: a well-formed request is answered with 200, whatever comes of it.
@@ -32,66 +40,102 @@ enum Form {
     Events,
 }
 
-/// The parameters of a request, as JSON has them.
-#[derive(Debug, Deserialize)]
-struct Parameters {
-    query: String,
-    #[serde(rename = "operationName", default)]
-    operation_name: Option<String>,
-    #[serde(default)]
-    variables: Option<serde_json::Map<String, serde_json::Value>>,
-    #[serde(default)]
-    #[expect(dead_code, reason = "read to see that it is an object, as the specification asks")]
-    extensions: Option<serde_json::Map<String, serde_json::Value>>,
+/// What a request says apart from its parameters.
+struct Asked<'a> {
+    method: &'a Method,
+    headers: &'a HeaderMap,
+    client: Client,
+    form: Form,
 }
 
-impl Parameters {
-    fn into_request(self) -> Request {
-        Request {
-            query: self.query,
-            operation_name: self.operation_name,
-            variables: self.variables.map_or_else(Variables::default, |variables| {
-                Variables::from_json(serde_json::Value::Object(variables))
-            }),
-            ..Request::default()
-        }
+impl<'a> Asked<'a> {
+    /// What the head of a request says, if it may come and can be answered.
+    fn new(state: &State, parts: &'a Parts) -> Result<Self, Refused> {
+        let shared = &state.0;
+        origin::check(&shared.options, &parts.headers, &parts.uri)?;
+        let form = accepted(&parts.headers).ok_or_else(not_acceptable)?;
+        let client = shared.admission.client(&parts.extensions, &parts.headers);
+        Ok(Self { method: &parts.method, headers: &parts.headers, client, form })
     }
 }
 
 pub(crate) async fn get(AxumState(state): AxumState<State>, request: HttpRequest) -> Response {
     if request.headers().contains_key(UPGRADE) {
+        if let Err(refused) = origin::check(&state.0.options, request.headers(), request.uri()) {
+            return refused.respond(Form::Json);
+        }
         return ws::upgrade(&state, request);
     }
     let (parts, _) = request.into_parts();
-    let Some(form) = accepted(&parts.headers) else { return not_acceptable() };
+    let asked = match Asked::new(&state, &parts) {
+        Ok(asked) => asked,
+        Err(refused) => return refused.respond(Form::Json),
+    };
+    if !state.0.options.get {
+        return by_post(Refused::new(StatusCode::METHOD_NOT_ALLOWED, "send requests by POST"), asked.form);
+    }
     match query_parameters(&parts.uri) {
-        Ok(parameters) => answer(&state, &parts.headers, form, &parts.method, parameters.into_request()).await,
-        Err(problem) => problem_response(form, StatusCode::BAD_REQUEST, &problem),
+        Ok(parameters) => answer(&state, &asked, parameters).await,
+        Err(problem) => problem_response(asked.form, StatusCode::BAD_REQUEST, &problem),
     }
 }
 
-pub(crate) async fn post(
-    AxumState(state): AxumState<State>,
-    headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
-) -> Response {
-    let Some(form) = accepted(&headers) else { return not_acceptable() };
-    let body = match body {
-        Ok(body) => body,
-        Err(rejection) => return problem_response(form, rejection.status(), &rejection.body_text()),
+pub(crate) async fn post(AxumState(state): AxumState<State>, request: HttpRequest) -> Response {
+    let (parts, body) = request.into_parts();
+    let asked = match Asked::new(&state, &parts) {
+        Ok(asked) => asked,
+        Err(refused) => return refused.respond(Form::Json),
     };
-    if !is_json(&headers) {
-        return problem_response(
-            form,
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "send the request as `application/json` in UTF-8",
-        );
+    let body = match read(&state, &parts, body).await {
+        Ok(body) => body,
+        Err(refused) => return refused.respond(asked.form),
+    };
+    let malformed = |error: serde_json::Error| {
+        problem_response(asked.form, StatusCode::BAD_REQUEST, &format!("the body is not a GraphQL request: {error}"))
+    };
+    if body.trim_ascii_start().first() == Some(&b'[') {
+        let most = state.0.options.max_batch;
+        if most == 0 {
+            return too_many("send one request at a time, and no array of them (`max_batch`)", asked.form);
+        }
+        return match serde_json::from_slice::<Vec<Parameters>>(&body) {
+            Ok(batch) if batch.len() > most => {
+                too_many(&format!("the array has more than {most} requests (`max_batch`)"), asked.form)
+            }
+            Ok(batch) => answer_all(&state, &asked, batch).await,
+            Err(error) => malformed(error),
+        };
     }
     match serde_json::from_slice::<Parameters>(&body) {
-        Ok(parameters) => answer(&state, &headers, form, &Method::POST, parameters.into_request()).await,
-        Err(error) => {
-            problem_response(form, StatusCode::BAD_REQUEST, &format!("the body is not a GraphQL request: {error}"))
-        }
+        Ok(parameters) => answer(&state, &asked, parameters).await,
+        Err(error) => malformed(error),
+    }
+}
+
+/// Reads a body that is what it should be, while the client sends it.
+async fn read(state: &State, parts: &Parts, body: Body) -> Result<Bytes, Refused> {
+    // What is small on the way could be large when it is unpacked.
+    if parts.headers.get(CONTENT_ENCODING).is_some_and(|coding| coding != "identity") {
+        return Err(Refused::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "send the request without `content-encoding`"));
+    }
+    // This also keeps away forms, which any page may send.
+    if !is_json(&parts.headers) {
+        let problem = "send the request as `application/json` in UTF-8";
+        return Err(Refused::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, problem));
+    }
+    // What is announced as too large need not be waited for.
+    let announced = parts.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    if announced.is_some_and(|length| length > state.0.options.max_body_bytes) {
+        let problem = format!("the body is longer than {} bytes (`max_body_bytes`)", state.0.options.max_body_bytes);
+        return Err(Refused::new(StatusCode::PAYLOAD_TOO_LARGE, &problem));
+    }
+    let mut whole = HttpRequest::new(body);
+    // The limit of a body's size is among these.
+    *whole.extensions_mut() = parts.extensions.clone();
+    match timeout(state.0.options.body_timeout, Bytes::from_request(whole, state)).await {
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(rejection)) => Err(Refused::new(rejection.status(), &rejection.body_text())),
+        Err(_) => Err(Refused::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time")),
     }
 }
 
@@ -100,22 +144,48 @@ pub(crate) async fn options() -> Response {
     (StatusCode::NO_CONTENT, [(ALLOW, "GET, POST, OPTIONS")]).into_response()
 }
 
-async fn answer(state: &State, headers: &HeaderMap, form: Form, method: &Method, mut request: Request) -> Response {
+/// Makes a request of its parameters, if the client may send it now.
+fn admit(state: &State, asked: &Asked<'_>, parameters: Parameters) -> Result<(Request, Grant), Refused> {
     let shared = &state.0;
     add(&shared.stats.requests, 1);
-    request.viewer = shared.viewer(headers);
+    let mut request = parameters.into_request(shared.options.persisted.as_ref())?;
+    request.viewer = shared.viewer(asked.headers);
+    let grant = shared.admission.open(Kind::Operation, asked.client, &request.viewer)?;
     // A GET must be safe to repeat, and to be made by a link or by any page's event source.
-    if *method == Method::GET && shared.api.operation(&request) == Some(OperationType::Mutation) {
-        let mut response = problem_response(form, StatusCode::METHOD_NOT_ALLOWED, "send mutations by POST");
-        response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
-        return response;
+    if *asked.method == Method::GET && shared.api.operation(&request) == Some(OperationType::Mutation) {
+        return Err(Refused::new(StatusCode::METHOD_NOT_ALLOWED, "send mutations by POST"));
     }
+    Ok((request, grant))
+}
+
+async fn answer(state: &State, asked: &Asked<'_>, parameters: Parameters) -> Response {
+    let form = asked.form;
+    let (request, grant) = match admit(state, asked, parameters) {
+        Ok(admitted) => admitted,
+        Err(refused) if refused.status == StatusCode::METHOD_NOT_ALLOWED => return by_post(refused, form),
+        Err(refused) => return refused.respond(form),
+    };
     if form == Form::Events {
-        return sse::respond(state, request).await;
+        return sse::respond(state, request, asked.client, grant).await;
     }
-    let response = shared.api.execute(request).await;
+    let response = state.0.api.execute(request).await;
     let status = if response.executed || form == Form::Json { StatusCode::OK } else { StatusCode::BAD_REQUEST };
     json_response(form, status, response.json)
+}
+
+/// Answers several requests, one after the other, by an array of their answers.
+async fn answer_all(state: &State, asked: &Asked<'_>, batch: Vec<Parameters>) -> Response {
+    if asked.form == Form::Events {
+        return problem_response(asked.form, StatusCode::BAD_REQUEST, "an event stream is of one request");
+    }
+    let mut answers = Vec::with_capacity(batch.len());
+    for parameters in batch {
+        answers.push(match admit(state, asked, parameters) {
+            Ok((request, _grant)) => state.0.api.execute(request).await.json,
+            Err(refused) => refused.json(),
+        });
+    }
+    json_response(asked.form, StatusCode::OK, format!("[{}]", answers.join(",")))
 }
 
 fn json_response(form: Form, status: StatusCode, json: String) -> Response {
@@ -123,30 +193,87 @@ fn json_response(form: Form, status: StatusCode, json: String) -> Response {
         Form::Response => "application/graphql-response+json; charset=utf-8",
         Form::Json | Form::Events => "application/json; charset=utf-8",
     };
-    (status, [(CONTENT_TYPE, content_type)], Body::from(json)).into_response()
+    // Another viewer may ask the same and be answered otherwise.
+    (status, [(CONTENT_TYPE, content_type), (CACHE_CONTROL, "no-store")], Body::from(json)).into_response()
+}
+
+/// Why a request is not run.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    status: StatusCode,
+    code: &'static str,
+    problem: String,
+    retry_after: Option<Duration>,
+}
+
+impl Refused {
+    pub(crate) fn new(status: StatusCode, problem: &str) -> Self {
+        let code = match status {
+            StatusCode::PAYLOAD_TOO_LARGE => "LIMIT_EXCEEDED",
+            StatusCode::METHOD_NOT_ALLOWED => "OPERATION_NOT_ALLOWED",
+            StatusCode::FORBIDDEN => "FORBIDDEN",
+            _ => "BAD_REQUEST",
+        };
+        Self { status, code, problem: problem.into(), retry_after: None }
+    }
+
+    fn json(&self) -> String {
+        serde_json::json!({ "errors": [{ "message": self.problem, "extensions": { "code": self.code } }] }).to_string()
+    }
+
+    pub(crate) fn respond(self, form: Form) -> Response {
+        let mut response = json_response(form, self.status, self.json());
+        if let Some(wait) = self.retry_after {
+            response.headers_mut().insert(RETRY_AFTER, seconds(wait));
+        }
+        response
+    }
+}
+
+impl From<Problem> for Refused {
+    fn from(problem: Problem) -> Self {
+        Self { code: problem.code, ..Self::new(StatusCode::BAD_REQUEST, problem.message) }
+    }
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        let status = StatusCode::TOO_MANY_REQUESTS;
+        Self { status, code: "LIMIT_EXCEEDED", problem: refusal.problem, retry_after: Some(refusal.retry_after) }
+    }
+}
+
+fn seconds(wait: Duration) -> HeaderValue {
+    HeaderValue::from(wait.as_millis().div_ceil(1_000).try_into().unwrap_or(u64::MAX))
+}
+
+/// There is no place for another connection. Those who hear so come back at different times.
+pub(crate) fn no_place() -> Response {
+    let wait = seconds(jittered(Duration::from_secs(5)));
+    (StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER, wait)], "too many connections").into_response()
+}
+
+fn by_post(refused: Refused, form: Form) -> Response {
+    let mut response = refused.respond(form);
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
+    response
+}
+
+fn too_many(problem: &str, form: Form) -> Response {
+    Refused { code: "LIMIT_EXCEEDED", ..Refused::new(StatusCode::BAD_REQUEST, problem) }.respond(form)
 }
 
 fn problem_response(form: Form, status: StatusCode, problem: &str) -> Response {
-    let code = match status {
-        StatusCode::PAYLOAD_TOO_LARGE => "LIMIT_EXCEEDED",
-        StatusCode::METHOD_NOT_ALLOWED => "OPERATION_NOT_ALLOWED",
-        _ => "BAD_REQUEST",
-    };
-    let errors = serde_json::json!({ "errors": [{ "message": problem, "extensions": { "code": code } }] });
-    json_response(form, status, errors.to_string())
+    Refused::new(status, problem).respond(form)
 }
 
-fn not_acceptable() -> Response {
-    let problem = format!("accept one of {RESPONSE_JSON}, {JSON}, {EVENT_STREAM}");
-    problem_response(Form::Json, StatusCode::NOT_ACCEPTABLE, &problem)
+fn not_acceptable() -> Refused {
+    Refused::new(StatusCode::NOT_ACCEPTABLE, &format!("accept one of {RESPONSE_JSON}, {JSON}, {EVENT_STREAM}"))
 }
 
-/// Reads `query`, `operationName`, `variables` and `extensions` from a URL.
+/// Reads the parameters from a URL.
 fn query_parameters(uri: &Uri) -> Result<Parameters, String> {
-    let mut query = None;
-    let mut operation_name = None;
-    let mut variables = None;
-    let mut extensions = None;
+    let mut parameters = Parameters::default();
     let object = |name: &str, text: &str| match serde_json::from_str(text) {
         Ok(serde_json::Value::Object(object)) => Ok(Some(object)),
         Ok(serde_json::Value::Null) => Ok(None),
@@ -154,15 +281,15 @@ fn query_parameters(uri: &Uri) -> Result<Parameters, String> {
     };
     for (name, value) in form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()) {
         match name.as_ref() {
-            "query" => query = Some(value.into_owned()),
-            "operationName" if !value.is_empty() => operation_name = Some(value.into_owned()),
-            "variables" => variables = object("variables", &value)?,
-            "extensions" => extensions = object("extensions", &value)?,
+            "query" => parameters.query = Some(value.into_owned()),
+            "documentId" => parameters.document_id = Some(value.into_owned()),
+            "operationName" if !value.is_empty() => parameters.operation_name = Some(value.into_owned()),
+            "variables" => parameters.variables = object("variables", &value)?,
+            "extensions" => parameters.extensions = object("extensions", &value)?,
             _ => {}
         }
     }
-    let query = query.ok_or("the URL has no `query`")?;
-    Ok(Parameters { query, operation_name, variables, extensions })
+    Ok(parameters)
 }
 
 /// Which form to answer in; `None` where the client wants none that there is.

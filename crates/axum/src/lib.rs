@@ -1,13 +1,27 @@
 #![doc = include_str!("../README.md")]
 
+mod address;
 mod http;
+mod listen;
 mod metrics;
+mod origin;
 mod page;
+mod parameters;
+mod persisted;
 mod protocol;
+mod quota;
 mod server;
 mod socket;
 mod sse;
 mod stats;
+mod tls;
 mod ws;
 
-pub use self::server::{Server, ServerOptions, router};
+pub use ipnet::IpNet;
+
+pub use self::{
+    persisted::Persisted,
+    quota::{Quota, Quotas, Rate},
+    server::{Server, ServerOptions, router},
+    tls::Tls,
+};

@@ -2,7 +2,7 @@
 
 use axum::{
     Router,
-    http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS},
+    http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -13,6 +13,9 @@ const PAGE: &str = include_str!("../assets/index.html");
 const SCRIPT: &str = include_str!("../assets/page.js");
 const STYLE: &str = include_str!("../assets/page.css");
 const ICON: &str = include_str!("../assets/icon.svg");
+
+const POLICY: &str = "default-src 'self'; connect-src 'self' ws: wss:; base-uri 'none'; form-action 'none'; object-src 'none'; \
+                      frame-ancestors 'none'";
 
 /// The page asks GraphQL at a path relative to its own, so that both may be nested in an application together.
 pub(crate) fn routes(graphql: &str) -> Router<State> {
@@ -26,11 +29,6 @@ pub(crate) fn routes(graphql: &str) -> Router<State> {
 }
 
 fn asset(content_type: &'static str, text: impl IntoResponse) -> Response {
-    let headers = [
-        (CONTENT_TYPE, content_type),
-        (CACHE_CONTROL, "no-cache"),
-        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (CONTENT_SECURITY_POLICY, "default-src 'self'; connect-src 'self' ws: wss:; frame-ancestors 'none'"),
-    ];
+    let headers = [(CONTENT_TYPE, content_type), (CACHE_CONTROL, "no-cache"), (CONTENT_SECURITY_POLICY, POLICY)];
     (headers, text).into_response()
 }

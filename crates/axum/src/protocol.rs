@@ -1,7 +1,8 @@
 //! The protocol `graphql-transport-ws`: what each message means, and what is answered, apart from any socket.
 
 use serde::Deserialize;
-use tidewire_graphql::{Request, async_graphql::Variables};
+
+use crate::parameters::Parameters;
 
 /// The subprotocol's name.
 pub(crate) const SUBPROTOCOL: &str = "graphql-transport-ws";
@@ -48,7 +49,7 @@ pub(crate) enum Action {
     /// Run this operation; its results carry this id.
     Start {
         id: String,
-        request: Request,
+        parameters: Parameters,
     },
     /// The client wants no more of this operation.
     Stop {
@@ -73,17 +74,8 @@ enum Message {
     ConnectionInit {},
     Ping {},
     Pong {},
-    Subscribe { id: String, payload: Payload },
+    Subscribe { id: String, payload: Parameters },
     Complete { id: String },
-}
-
-#[derive(Debug, Deserialize)]
-struct Payload {
-    query: String,
-    #[serde(rename = "operationName", default)]
-    operation_name: Option<String>,
-    #[serde(default)]
-    variables: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
 impl Protocol {
@@ -116,6 +108,9 @@ impl Protocol {
             Message::Subscribe { id, .. } if id.is_empty() => {
                 Action::Close(Close::new(4400, "Invalid message: the id is empty"))
             }
+            Message::Subscribe { payload, .. } if payload.query.is_none() && payload.id().is_none() => {
+                Action::Close(Close::new(4400, "Invalid message: the payload has no query"))
+            }
             Message::Subscribe { id, .. } if is_running(&id) => {
                 Action::Close(Close::new(4409, short(&format!("Subscriber for {id} already exists"))))
             }
@@ -126,17 +121,7 @@ impl Protocol {
                 }]);
                 Action::Send(error(&id, &errors.to_string()))
             }
-            Message::Subscribe { id, payload } => {
-                let variables =
-                    payload.variables.map(|variables| Variables::from_json(serde_json::Value::Object(variables)));
-                let request = Request {
-                    query: payload.query,
-                    operation_name: payload.operation_name,
-                    variables: variables.unwrap_or_default(),
-                    ..Request::default()
-                };
-                Action::Start { id, request }
-            }
+            Message::Subscribe { id, payload } => Action::Start { id, parameters: payload },
             Message::Complete { id } => Action::Stop { id },
         }
     }
@@ -172,6 +157,10 @@ fn json(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
     use super::*;
 
     fn code(action: Action) -> u16 {
@@ -210,10 +199,129 @@ mod tests {
             r#"{"type":"subscribe","id":1,"payload":{}}"#,
             r#"{"type":"subscribe","id":"","payload":{"query":""}}"#,
             r#"{"type":"subscribe","id":"1","payload":{"query":1}}"#,
+            r#"{"type":"subscribe","id":"1","payload":{}}"#,
             r#"{"type":"subscribe","id":"1","payload":{"query":"","variables":[]}}"#,
             r#"{"type":"complete"}"#,
         ] {
             assert_eq!(code(protocol.receive(text, 0, |_| false)), 4400, "{text}");
+        }
+    }
+
+    /// What a client sends, as far as the protocol tells it apart.
+    #[derive(Debug, Clone)]
+    enum Sent {
+        Init,
+        Ping,
+        Pong,
+        Subscribe {
+            id: u8,
+            has_query: bool,
+        },
+        Complete(u8),
+        /// An operation ends by itself, which the client does not send.
+        Ended(u8),
+        Garbage(String),
+    }
+
+    impl Sent {
+        fn text(&self) -> String {
+            match self {
+                Self::Init => r#"{"type":"connection_init","payload":{"a":[1]}}"#.into(),
+                Self::Ping => r#"{"payload":null,"type":"ping"}"#.into(),
+                Self::Pong => r#"{"type":"pong"}"#.into(),
+                Self::Subscribe { id, has_query } => {
+                    let payload = if *has_query { r#"{"query":"{ a }","variables":{"b":1}}"# } else { "{}" };
+                    format!(r#"{{"id":"{id}","payload":{payload},"type":"subscribe"}}"#)
+                }
+                Self::Complete(id) => format!(r#"{{"type":"complete","id":"{id}"}}"#),
+                Self::Ended(_) => unreachable!("it is not sent"),
+                Self::Garbage(text) => text.clone(),
+            }
+        }
+    }
+
+    fn sent() -> impl Strategy<Value = Sent> {
+        prop_oneof![
+            2 => Just(Sent::Init),
+            1 => Just(Sent::Ping),
+            1 => Just(Sent::Pong),
+            8 => (0..6_u8, prop::bool::weighted(0.95)).prop_map(|(id, has_query)| Sent::Subscribe { id, has_query }),
+            4 => (0..6_u8).prop_map(Sent::Complete),
+            2 => (0..6_u8).prop_map(Sent::Ended),
+            1 => ".{0,30}".prop_map(Sent::Garbage),
+            1 => r#"\{"(type|id)":("(subscribe|complete|ping|x)"|1|null|\[\])\}"#.prop_map(Sent::Garbage),
+        ]
+    }
+
+    /// What the protocol says, in as few words as it takes: either the code of a close, or what is done.
+    fn expected(sent: &Sent, is_ready: bool, running: &BTreeSet<u8>, most: usize) -> Result<&'static str, u16> {
+        match sent {
+            Sent::Init if is_ready => Err(4429),
+            Sent::Init => Ok("connection_ack"),
+            Sent::Ping => Ok("pong"),
+            Sent::Pong => Ok("nothing"),
+            Sent::Subscribe { .. } if !is_ready => Err(4401),
+            Sent::Subscribe { has_query: false, .. } => Err(4400),
+            Sent::Subscribe { id, .. } if running.contains(id) => Err(4409),
+            Sent::Subscribe { .. } if running.len() >= most => Ok("error"),
+            Sent::Subscribe { .. } => Ok("start"),
+            Sent::Complete(_) => Ok("stop"),
+            Sent::Ended(_) => unreachable!("it is not sent"),
+            // `{"type":"ping"}` may come of it by chance.
+            Sent::Garbage(text) if text == r#"{"type":"ping"}"# => Ok("pong"),
+            Sent::Garbage(_) => Err(4400),
+        }
+    }
+
+    fn done(action: &Action) -> Result<&'static str, u16> {
+        match action {
+            Action::None => Ok("nothing"),
+            Action::Start { .. } => Ok("start"),
+            Action::Stop { .. } => Ok("stop"),
+            Action::Close(close) => Err(close.code),
+            Action::Send(text) => {
+                let message: serde_json::Value = serde_json::from_str(text).expect("JSON");
+                let known = ["connection_ack", "pong", "error"];
+                Ok(known.into_iter().find(|known| message["type"] == *known).expect("a message of the server's"))
+            }
+        }
+    }
+
+    proptest! {
+        /// Whatever a client sends, the protocol does what a model of a few lines says.
+        #[test]
+        fn the_protocol_does_as_its_model(messages in prop::collection::vec(sent(), 0..60), most in 1..5_usize) {
+            let mut protocol = Protocol::new(most);
+            let (mut is_ready, mut running) = (false, BTreeSet::new());
+            for message in messages {
+                if let Sent::Ended(id) = message {
+                    running.remove(&id);
+                    continue;
+                }
+                let action = protocol.receive(&message.text(), running.len(), |id| {
+                    id.parse().is_ok_and(|id| running.contains(&id))
+                });
+                let expected = expected(&message, is_ready, &running, most);
+                prop_assert_eq!(done(&action), expected, "{:?}", message);
+                match (&message, action) {
+                    // The socket is closed; what would come is not read.
+                    (_, Action::Close(close)) => {
+                        prop_assert!(close.reason.len() <= 123);
+                        break;
+                    }
+                    (Sent::Subscribe { id, .. }, Action::Start { id: started, parameters }) => {
+                        prop_assert_eq!(id.to_string(), started);
+                        prop_assert_eq!(parameters.query.as_deref(), Some("{ a }"));
+                        running.insert(*id);
+                    }
+                    (Sent::Complete(id), _) => {
+                        running.remove(id);
+                    }
+                    _ => {}
+                }
+                is_ready |= matches!(message, Sent::Init);
+                prop_assert_eq!(protocol.is_initialised(), is_ready);
+            }
         }
     }
 }

@@ -3,7 +3,12 @@ use std::{future::Future, io, sync::Arc, time::Duration};
 use axum::{
     Router,
     extract::DefaultBodyLimit,
-    http::{HeaderMap, HeaderName},
+    http::{
+        HeaderMap, HeaderName, HeaderValue,
+        header::{REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS},
+    },
+    middleware::map_response,
+    response::Response,
     routing::get,
 };
 use tidewire_graphql::{Api, Viewer};
@@ -11,7 +16,13 @@ use tidewire_outbox::Actor;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{http, metrics, page, stats::Stats};
+use crate::{
+    http, listen, metrics, origin, page,
+    persisted::Persisted,
+    quota::{Admission, Quotas},
+    stats::Stats,
+    tls::Tls,
+};
 
 /// How the server talks to its clients.
 #[derive(Debug, Clone)]
@@ -38,6 +49,25 @@ pub struct ServerOptions {
     /// A request header that names the actor, as a proxy in front has established it. Clients that reach the server past the proxy can
     /// then name whom they like. Default none.
     pub actor_header: Option<HeaderName>,
+    /// Whether queries may come by GET. Mutations never may. Default true.
+    pub get: bool,
+    /// How many requests a JSON array may hold that is posted as one; 0 refuses arrays. Default 0.
+    pub max_batch: usize,
+    /// How long a client may take to send the head of a request, and to agree on TLS. Default 10 s.
+    pub header_timeout: Duration,
+    /// How long a client may take to send the body of a request. Default 10 s.
+    pub body_timeout: Duration,
+    /// The origins (`https://app.example`) whose pages may use the server from a browser, over HTTP and WebSocket; `*` is any. Default none.
+    pub origins: Vec<String>,
+    /// Whether pages may too whose origin is the host that they ask. Where clients choose the name of the host (a name of their own that leads
+    /// to the server's address), listing origins is safer. Default true.
+    pub same_host: bool,
+    /// What one address and one actor may ask for. Default: whatever they like.
+    pub quotas: Quotas,
+    /// Operations that clients may name by their hash. Default none.
+    pub persisted: Option<Persisted>,
+    /// The certificate by which [`Server::serve`] speaks TLS. Default: it does not.
+    pub tls: Option<Tls>,
 }
 
 impl Default for ServerOptions {
@@ -53,6 +83,15 @@ impl Default for ServerOptions {
             max_connections: 50_000,
             shutdown_timeout: Duration::from_secs(10),
             actor_header: None,
+            get: true,
+            max_batch: 0,
+            header_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(10),
+            origins: Vec::new(),
+            same_host: true,
+            quotas: Quotas::default(),
+            persisted: None,
+            tls: None,
         }
     }
 }
@@ -66,6 +105,7 @@ pub(crate) struct Shared {
     pub(crate) api: Api,
     pub(crate) options: ServerOptions,
     pub(crate) stats: Stats,
+    pub(crate) admission: Admission,
     /// Cancelled when the server begins to stop.
     pub(crate) stopping: CancellationToken,
     /// The connections that axum does not wait for: upgraded ones.
@@ -105,6 +145,7 @@ impl Server {
     pub fn new(api: Api, options: ServerOptions) -> Self {
         let shared = Shared {
             api,
+            admission: Admission::new(&options.quotas, options.max_connections),
             options,
             stats: Stats::default(),
             stopping: CancellationToken::new(),
@@ -123,8 +164,12 @@ impl Server {
     /// The routes, to be merged into an application of your own. [`stop`](Self::stop) then belongs into that application's shutdown.
     pub fn router(&self) -> Router {
         let State(shared) = &self.state;
+        let mut graphql = get(http::get).post(http::post).options(http::options);
+        if !shared.options.origins.is_empty() {
+            graphql = graphql.layer(origin::cors(&shared.options));
+        }
         let mut router = Router::new()
-            .route(&shared.options.path, get(http::get).post(http::post).options(http::options))
+            .route(&shared.options.path, graphql)
             .route("/healthz", get(metrics::alive))
             .route("/readyz", get(metrics::ready))
             .route("/metrics", get(metrics::metrics));
@@ -135,13 +180,14 @@ impl Server {
             .layer(DefaultBodyLimit::max(shared.options.max_body_bytes))
             .with_state(self.state.clone())
             .merge(self.more.clone())
+            .layer(map_response(with_security_headers))
     }
 
     /// Serves until `stop` resolves, then ends in order: takes no new connections, finishes the requests it has accepted, and closes
     /// WebSockets with code 1012, which tells clients to come back.
     ///
     /// # Errors
-    /// As `axum::serve`.
+    /// None that is foreseen: what goes wrong with a connection ends that connection.
     pub async fn serve(self, listener: TcpListener, stop: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
         let State(shared) = &self.state;
         let stopping = shared.stopping.clone();
@@ -151,7 +197,7 @@ impl Server {
             stopping.cancel();
         });
         let timeout = shared.options.shutdown_timeout;
-        let serving = axum::serve(listener, self.router()).with_graceful_shutdown(ending.clone().cancelled_owned());
+        let serving = listen::serve(listener, self.router(), &shared.options, &ending);
         tokio::select! {
             result = serving => result?,
             () = async { ending.cancelled().await; tokio::time::sleep(timeout).await } => {
@@ -172,6 +218,14 @@ impl Server {
         }
         shared.api.recorder().close().await;
     }
+}
+
+/// Tells browsers to take every answer for what it says it is, and to tell no other site where it was found.
+async fn with_security_headers(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    response
 }
 
 /// The routes for an API with default options, to be merged into an application of your own.

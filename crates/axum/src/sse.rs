@@ -4,10 +4,7 @@ use std::{convert::Infallible, time::Duration};
 
 use axum::{
     body::{Body, Bytes},
-    http::{
-        StatusCode,
-        header::{CACHE_CONTROL, CONTENT_TYPE},
-    },
+    http::header::{CACHE_CONTROL, CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
 use futures_util::{StreamExt, stream};
@@ -15,6 +12,8 @@ use tidewire_graphql::{Request, Subscribed};
 use tokio::time::timeout;
 
 use crate::{
+    http::{Form, Refused, no_place},
+    quota::{Client, Grant, Kind},
     server::State,
     stats::{add, open},
 };
@@ -22,11 +21,17 @@ use crate::{
 /// How often a comment is sent while nothing else is, so that proxies keep the connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(12);
 
-pub(crate) async fn respond(state: &State, request: Request) -> Response {
+/// The grant is the operation's.
+pub(crate) async fn respond(state: &State, request: Request, client: Client, grant: Grant) -> Response {
     let shared = &state.0;
     let Some(gauge) = open(state, |stats| &stats.event_streams, shared.options.max_connections) else {
-        return (StatusCode::SERVICE_UNAVAILABLE, [("retry-after", "5")], "too many connections").into_response();
+        return no_place();
     };
+    let connection = match shared.admission.open(Kind::Connection, client, &request.viewer) {
+        Ok(connection) => connection,
+        Err(refusal) => return Refused::from(refusal).respond(Form::Events),
+    };
+    let open = (gauge, connection, grant);
     add(&shared.stats.operations, 1);
     let events = match shared.api.subscribe(request).await {
         Subscribed::Single(response) => {
@@ -52,12 +57,12 @@ pub(crate) async fn respond(state: &State, request: Request) -> Response {
             // Without a `complete`, the client knows that it should come back.
             let complete = stream::once(async { COMPLETE.to_vec() });
             let frames = frames.chain(complete).take_until(shared.stopping.clone().cancelled_owned());
-            stream::unfold((Box::pin(frames), gauge), |(mut frames, gauge)| async move {
+            stream::unfold((Box::pin(frames), open), |(mut frames, open)| async move {
                 let text = match timeout(KEEP_ALIVE, frames.next()).await {
                     Ok(text) => text?,
                     Err(_) => b":\n\n".to_vec(),
                 };
-                Some((text, (frames, gauge)))
+                Some((text, (frames, open)))
             })
             .right_stream()
         }

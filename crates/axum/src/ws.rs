@@ -13,8 +13,7 @@ use std::{
 
 use axum::{
     extract::Request as HttpRequest,
-    http::StatusCode,
-    response::{IntoResponse, Response},
+    response::Response,
 };
 use futures_util::{
     FutureExt, StreamExt,
@@ -29,7 +28,10 @@ use tokio_tungstenite::tungstenite::{
 };
 
 use crate::{
+    http::{Form, Refused, no_place},
+    parameters::{Parameters, Problem},
     protocol::{Action, Close, Protocol, complete, error, next_head},
+    quota::{Client, Grant, Kind, Refusal},
     server::State,
     socket::{Handshake, Socket},
     stats::{add, open},
@@ -46,23 +48,28 @@ pub(crate) fn upgrade(state: &State, mut request: HttpRequest) -> Response {
     let shared = &state.0;
     let handshake = match Handshake::read(&mut request) {
         Ok(handshake) => handshake,
-        Err(refusal) => return refusal.into_response(),
+        Err((status, problem)) => return Refused::new(status, problem).respond(Form::Json),
     };
     let Some(gauge) = open(state, |stats| &stats.websockets, shared.options.max_connections) else {
-        return (StatusCode::SERVICE_UNAVAILABLE, [("retry-after", "5")], "too many connections").into_response();
+        return no_place();
     };
     let viewer = shared.viewer(request.headers());
+    let client = shared.admission.client(request.extensions(), request.headers());
+    let grant = match shared.admission.open(Kind::Connection, client, &viewer) {
+        Ok(grant) => grant,
+        Err(refusal) => return Refused::from(refusal).respond(Form::Json),
+    };
     let response = handshake.response();
     let connection = {
         let state = state.clone();
         async move {
-            let _open = gauge;
+            let _open = (gauge, grant);
             let acceptable = handshake.is_acceptable();
             let socket = match handshake.open(state.0.options.max_body_bytes).await {
                 Ok(socket) => socket,
                 Err(error) => return tracing::debug!(%error, "a WebSocket did not come about"),
             };
-            let mut connection = Connection::new(&state, viewer, socket);
+            let mut connection = Connection::new(&state, viewer, client, socket);
             let end = if acceptable { connection.run().await } else { End::Close(Close::not_acceptable()) };
             connection.end(end).await;
         }
@@ -74,14 +81,21 @@ pub(crate) fn upgrade(state: &State, mut request: HttpRequest) -> Response {
 struct Connection<'a> {
     state: &'a State,
     viewer: Arc<Viewer>,
+    client: Client,
     socket: Socket,
     protocol: Protocol,
     operations: SelectAll<BoxStream<'static, Output>>,
-    running: HashMap<String, AbortHandle>,
+    running: HashMap<String, Running>,
     /// Messages that came while something was being written.
     received: VecDeque<Received>,
     /// When the client was last heard of.
     heard: Instant,
+}
+
+/// An operation that runs, and what it counts against. One that was refused has no grant.
+struct Running {
+    abort: AbortHandle,
+    _grant: Option<Grant>,
 }
 
 type Received = Option<Result<Message, Error>>;
@@ -115,10 +129,11 @@ enum End {
 type Step<T = ()> = Result<T, End>;
 
 impl<'a> Connection<'a> {
-    fn new(state: &'a State, viewer: Arc<Viewer>, socket: Socket) -> Self {
+    fn new(state: &'a State, viewer: Arc<Viewer>, client: Client, socket: Socket) -> Self {
         Self {
             state,
             viewer,
+            client,
             socket,
             protocol: Protocol::new(state.0.options.max_operations),
             operations: SelectAll::new(),
@@ -177,24 +192,43 @@ impl<'a> Connection<'a> {
             }
             Action::Stop { id } => {
                 if let Some(operation) = self.running.remove(&id) {
-                    operation.abort();
+                    operation.abort.abort();
                 }
                 Ok(())
             }
-            Action::Start { id, request } => {
-                self.start(id, request);
+            Action::Start { id, parameters } => {
+                self.start(id, parameters);
                 Ok(())
             }
         }
     }
 
-    fn start(&mut self, id: String, mut request: Request) {
+    fn start(&mut self, id: String, parameters: Parameters) {
         add(&self.state.0.stats.operations, 1);
+        let (abort, registration) = AbortHandle::new_pair();
+        let (outputs, grant) = match self.admit(parameters) {
+            Ok((request, grant)) => (self.outputs(id.clone(), request), Some(grant)),
+            Err(errors) => {
+                let last = Output::Last { id: id.clone(), messages: vec![error(&id, &errors)] };
+                (once(async move { last }).boxed(), None)
+            }
+        };
+        self.running.insert(id, Running { abort, _grant: grant });
+        self.operations.push(Abortable::new(outputs, registration).boxed());
+    }
+
+    /// Makes a request of its parameters, if the client may begin it now; else gives the errors that say why not.
+    fn admit(&self, parameters: Parameters) -> Result<(Request, Grant), String> {
+        let shared = &self.state.0;
+        let mut request = parameters.into_request(shared.options.persisted.as_ref()).map_err(Problem::errors)?;
         request.viewer = Arc::clone(&self.viewer);
+        let grant = shared.admission.open(Kind::Operation, self.client, &self.viewer).map_err(Refusal::errors)?;
+        Ok((request, grant))
+    }
+
+    fn outputs(&self, id: String, request: Request) -> BoxStream<'static, Output> {
         let api = self.state.0.api.clone();
         let head = Arc::<str>::from(next_head(&id));
-        let (abort, registration) = AbortHandle::new_pair();
-        self.running.insert(id.clone(), abort);
         let opening = async move {
             match api.subscribe(request).await {
                 Subscribed::Stream(frames) => frames
@@ -211,7 +245,7 @@ impl<'a> Connection<'a> {
                 }
             }
         };
-        self.operations.push(Abortable::new(opening.flatten_stream(), registration).boxed());
+        opening.flatten_stream().boxed()
     }
 
     /// Sends an output, with whatever else is ready, and flushes once.

@@ -4,6 +4,7 @@
 
 mod events;
 mod frames;
+mod hardening;
 mod http;
 mod support;
 mod websocket;
