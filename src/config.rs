@@ -1,15 +1,18 @@
 //! The settings, and where they come from. Nothing else reads the environment.
 
-use std::{path::Path, time::Duration};
+use std::{net::IpAddr, path::Path, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
-use tidewire_axum::ServerOptions;
+use tidewire_axum::{IpNet, Persisted, Quota, Rate, ServerOptions, Tls};
 use tidewire_graphql::{Options, Policy, TimeFormat};
 use tidewire_outbox::{LogOptions, RecorderOptions};
 
 /// The defaults, with what each setting means.
 pub const DEFAULTS: &str = include_str!("../config.default.toml");
+
+/// The defaults that `production` changes.
+pub const PRODUCTION: &str = include_str!("../config.production.toml");
 
 /// The file that is read where none is named, if it is there.
 const FILE: &str = "tidewire.toml";
@@ -22,6 +25,8 @@ pub struct Config {
     pub database: Database,
     /// `[server]`
     pub server: Server,
+    /// `[quotas]`
+    pub quotas: Quotas,
     /// `[graphql]`
     pub graphql: Graphql,
     /// `[log]`
@@ -56,10 +61,15 @@ mod sections {
     #[derive(Debug, Clone, PartialEq, Deserialize)]
     #[serde(deny_unknown_fields)]
     pub struct Server {
+        pub production: bool,
         pub listen: String,
         pub path: String,
         pub page: bool,
+        pub get: bool,
+        pub max_batch: usize,
         pub max_body_bytes: usize,
+        pub header_timeout_ms: u64,
+        pub body_timeout_ms: u64,
         pub init_timeout_ms: u64,
         pub keep_alive_ms: u64,
         pub write_timeout_ms: u64,
@@ -67,6 +77,26 @@ mod sections {
         pub max_connections: usize,
         pub shutdown_timeout_ms: u64,
         pub actor_header: String,
+        pub origins: Vec<String>,
+        pub same_host: bool,
+        pub trusted_proxies: Vec<String>,
+        pub persisted: String,
+        pub persisted_only: bool,
+        pub tls_certificate: String,
+        pub tls_key: String,
+    }
+
+    #[derive(Debug, Clone, PartialEq, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub struct Quotas {
+        pub address_connections: usize,
+        pub address_operations: usize,
+        pub address_rate: f64,
+        pub address_burst: u32,
+        pub actor_connections: usize,
+        pub actor_operations: usize,
+        pub actor_rate: f64,
+        pub actor_burst: u32,
     }
 
     #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -76,10 +106,17 @@ mod sections {
         pub max_rows: u64,
         pub max_mutation_rows: u64,
         pub max_document_bytes: usize,
+        pub max_tokens: usize,
         pub max_nesting: usize,
+        pub max_definitions: usize,
         pub max_depth: usize,
         pub max_fields: usize,
+        pub max_root_fields: usize,
+        pub max_aliases: usize,
         pub max_directives: usize,
+        pub max_operation_directives: usize,
+        pub max_variables_bytes: usize,
+        pub max_complexity: u64,
         pub introspection: bool,
         pub suggestions: bool,
         pub plan_cache: usize,
@@ -143,7 +180,7 @@ mod sections {
     }
 }
 
-pub use self::sections::{Database, Format, Graphql, Log, Logging, Relay, Retention, Server, Times};
+pub use self::sections::{Database, Format, Graphql, Log, Logging, Quotas, Relay, Retention, Server, Times};
 
 impl Config {
     /// Reads the settings: the defaults, a file, the environment. Flags come on top of that.
@@ -151,23 +188,13 @@ impl Config {
     /// # Errors
     /// A file that was named and is not there, or a setting that is unknown or of the wrong type; the error names it.
     pub fn load(file: Option<&Path>) -> Result<Self> {
-        let mut settings =
-            config::Config::builder().add_source(config::File::from_str(DEFAULTS, config::FileFormat::Toml));
-        settings = match file {
-            Some(file) => settings.add_source(config::File::from(file).format(config::FileFormat::Toml)),
-            None => settings.add_source(config::File::new(FILE, config::FileFormat::Toml).required(false)),
+        let read = || -> Result<Self, config::ConfigError> {
+            let settings = build(file, false)?;
+            // Only who has read everything knows which defaults hold.
+            let settings = if settings.get_bool("server.production")? { build(file, true)? } else { settings };
+            settings.try_deserialize()
         };
-        let environment =
-            config::Environment::with_prefix("TIDEWIRE").prefix_separator("_").separator("__").try_parsing(true);
-        let environment = environment.ignore_empty(true).source(Some(
-            // `TIDEWIRE_TEST_…` belongs to the tests.
-            std::env::vars().filter(|(name, _)| name.contains("__")).collect(),
-        ));
-        settings
-            .add_source(environment)
-            .build()
-            .and_then(config::Config::try_deserialize)
-            .context("the settings cannot be read")
+        read().context("the settings cannot be read")
     }
 
     /// How the recorder is opened.
@@ -214,7 +241,7 @@ impl Config {
 
     #[cfg(not(feature = "relay-nats"))]
     fn relay(&self, _log: &mut LogOptions) -> Result<()> {
-        anyhow::ensure!(
+        ensure!(
             self.relay.url.is_empty(),
             "`url` in [relay] is set, and this program was built without a relay. Build it with `--features relay-nats`"
         );
@@ -232,10 +259,17 @@ impl Config {
         options.max_rows = Some(settings.max_rows).filter(|rows| *rows > 0);
         options.max_mutation_rows = settings.max_mutation_rows;
         options.max_document_bytes = settings.max_document_bytes;
+        options.max_tokens = settings.max_tokens;
         options.max_nesting = settings.max_nesting;
+        options.max_definitions = settings.max_definitions;
         options.max_depth = settings.max_depth;
         options.max_fields = settings.max_fields;
+        options.max_root_fields = settings.max_root_fields;
+        options.max_aliases = settings.max_aliases;
         options.max_directives = settings.max_directives;
+        options.max_operation_directives = settings.max_operation_directives;
+        options.max_variables_bytes = settings.max_variables_bytes;
+        options.max_complexity = Some(settings.max_complexity).filter(|fields| *fields > 0);
         options.introspection = settings.introspection;
         options.suggestions = settings.suggestions;
         options.plan_cache = settings.plan_cache;
@@ -247,13 +281,17 @@ impl Config {
     /// How the server talks to its clients.
     ///
     /// # Errors
-    /// An `actor_header` that is no header name.
+    /// A setting that is not what it should be, or a file that cannot be read; the error names the setting.
     pub fn server(&self) -> Result<ServerOptions> {
         let settings = &self.server;
         let mut options = ServerOptions::default();
         options.path.clone_from(&settings.path);
         options.page = settings.page;
+        options.get = settings.get;
+        options.max_batch = settings.max_batch;
         options.max_body_bytes = settings.max_body_bytes;
+        options.header_timeout = Duration::from_millis(settings.header_timeout_ms);
+        options.body_timeout = Duration::from_millis(settings.body_timeout_ms);
         options.init_timeout = Duration::from_millis(settings.init_timeout_ms);
         options.keep_alive = Duration::from_millis(settings.keep_alive_ms);
         options.write_timeout = Duration::from_millis(settings.write_timeout_ms);
@@ -264,6 +302,137 @@ impl Config {
             let name = settings.actor_header.parse().context("`actor_header` in [server] is no header name")?;
             options.actor_header = Some(name);
         }
+        options.origins.clone_from(&settings.origins);
+        for origin in &settings.origins {
+            let is_origin = origin.split_once("://").is_some_and(|(_, host)| !host.trim_end_matches('/').contains('/'));
+            ensure!(
+                is_origin || origin == "*",
+                "`origins` in [server]: {origin} is no origin, as https://app.example is"
+            );
+        }
+        options.same_host = settings.same_host;
+        options.quotas = self.quotas()?;
+        if !settings.persisted.is_empty() {
+            let known = Persisted::load(Path::new(&settings.persisted)).context("`persisted` in [server]")?;
+            options.persisted = Some(if settings.persisted_only { known.only() } else { known });
+        }
+        ensure!(
+            !settings.persisted_only || options.persisted.is_some(),
+            "`persisted_only` in [server] is set, and `persisted` names no operations"
+        );
+        ensure!(
+            settings.tls_certificate.is_empty() == settings.tls_key.is_empty(),
+            "`tls_certificate` and `tls_key` in [server] need each other"
+        );
+        if !settings.tls_certificate.is_empty() {
+            let tls = Tls::load(Path::new(&settings.tls_certificate), Path::new(&settings.tls_key));
+            options.tls = Some(tls.context("`tls_certificate` and `tls_key` in [server]")?);
+        }
         Ok(options)
     }
+
+    fn quotas(&self) -> Result<tidewire_axum::Quotas> {
+        let settings = &self.quotas;
+        let some = |count: usize| Some(count).filter(|count| *count > 0);
+        let rate = |per_second: f64, burst: u32| -> Result<Option<Rate>> {
+            ensure!(per_second >= 0.0, "a rate in [quotas] is negative");
+            let burst = if burst > 0 { burst } else { per_second.ceil() as u32 };
+            Ok((per_second > 0.0).then_some(Rate { per_second, burst }))
+        };
+        let address = Quota {
+            connections: some(settings.address_connections),
+            operations: some(settings.address_operations),
+            rate: rate(settings.address_rate, settings.address_burst)?,
+        };
+        let actor = Quota {
+            connections: some(settings.actor_connections),
+            operations: some(settings.actor_operations),
+            rate: rate(settings.actor_rate, settings.actor_burst)?,
+        };
+        let mut trusted_proxies = Vec::new();
+        for proxy in &self.server.trusted_proxies {
+            let net =
+                proxy.parse::<IpNet>().or_else(|error| proxy.parse::<IpAddr>().map(IpNet::from).map_err(|_| error));
+            trusted_proxies.push(net.with_context(|| format!("`trusted_proxies` in [server]: {proxy}"))?);
+        }
+        Ok(tidewire_axum::Quotas { address, actor, trusted_proxies })
+    }
+
+    /// What of the settings is risky where strangers can reach the server, and what to do about it.
+    pub fn risks(&self) -> Vec<&'static str> {
+        let (server, graphql) = (&self.server, &self.graphql);
+        let strangers = !is_local(&server.listen);
+        if !server.production {
+            let risk = "others can reach this server, and `production` in [server] is not set: the schema, the page and GET are open, and nothing is rationed";
+            return if strangers { vec![risk] } else { vec![] };
+        }
+        let risks = [
+            (server.page, "`page` in [server] shows whoever comes how to try things"),
+            (server.get, "`get` in [server] lets links and images of other sites make the server work"),
+            (
+                server.same_host,
+                "`same_host` in [server] lets in pages of any name that leads to this address. List `origins` instead",
+            ),
+            (server.origins.iter().any(|origin| origin == "*"), "`origins` in [server] lets in pages of all sites"),
+            (
+                server.origins.iter().any(|origin| origin.starts_with("http://")),
+                "`origins` in [server] lets in pages that come without TLS, and that anyone on the way can change",
+            ),
+            (
+                strangers && server.tls_certificate.is_empty() && server.trusted_proxies.is_empty(),
+                "there is no TLS: set `tls_certificate`, or `trusted_proxies` if a proxy in front speaks it",
+            ),
+            (
+                strangers && !server.actor_header.is_empty(),
+                "`actor_header` in [server] believes whoever reaches this address. Let only the proxy reach it",
+            ),
+            (graphql.introspection, "`introspection` in [graphql] shows the whole schema"),
+            (graphql.suggestions, "`suggestions` in [graphql] give the schema away name by name"),
+            (graphql.max_rows == 0, "`max_rows` in [graphql] is no limit: one query may read a whole table"),
+            (
+                graphql.max_complexity == 0,
+                "`max_complexity` in [graphql] is no limit: lists inside lists may be of any size",
+            ),
+            (
+                self.quotas.address_rate == 0.0,
+                "`address_rate` in [quotas] is no limit: one client may ask as often as it likes",
+            ),
+            (
+                self.quotas.address_connections == 0,
+                "`address_connections` in [quotas] is no limit: one client may take every place",
+            ),
+        ];
+        risks.into_iter().filter_map(|(holds, risk)| holds.then_some(risk)).collect()
+    }
+}
+
+/// The files and the environment, over the defaults.
+fn build(file: Option<&Path>, production: bool) -> Result<config::Config, config::ConfigError> {
+    let toml = |text| config::File::from_str(text, config::FileFormat::Toml);
+    let mut settings = config::Config::builder().add_source(toml(DEFAULTS));
+    if production {
+        settings = settings.add_source(toml(PRODUCTION));
+    }
+    settings = match file {
+        Some(file) => settings.add_source(config::File::from(file).format(config::FileFormat::Toml)),
+        None => settings.add_source(config::File::new(FILE, config::FileFormat::Toml).required(false)),
+    };
+    let environment = config::Environment::with_prefix("TIDEWIRE")
+        .prefix_separator("_")
+        .separator("__")
+        .try_parsing(true)
+        .list_separator(",")
+        .with_list_parse_key("server.origins")
+        .with_list_parse_key("server.trusted_proxies");
+    let environment = environment.ignore_empty(true).source(Some(
+        // `TIDEWIRE_TEST_…` belongs to the tests.
+        std::env::vars().filter(|(name, _)| name.contains("__")).collect(),
+    ));
+    settings.add_source(environment).build()
+}
+
+/// Whether only this machine can reach an address.
+fn is_local(listen: &str) -> bool {
+    let host = listen.rsplit_once(':').map_or(listen, |(host, _)| host).trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }

@@ -35,6 +35,7 @@ pub async fn doctor(config: &Config) -> Result<bool> {
     findings.extend(relay(&recorder).await);
     findings.extend(database_log(&recorder).await);
     findings.push(retention(&recorder, config).await);
+    findings.extend(config.risks().into_iter().map(|risk| Finding::Lesser(risk.into())));
     recorder.close().await;
     findings.iter().for_each(print);
     Ok(findings.iter().all(|finding| !matches!(finding, Finding::Wrong(_))))

@@ -21,7 +21,7 @@ struct Files;
 const INDEX: &str = "index.html";
 /// The editor makes its own style elements, fonts and workers.
 const POLICY: &str = "default-src 'self'; connect-src 'self' ws: wss:; style-src 'self' 'unsafe-inline'; font-src 'self' data:; \
-                      img-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'none'";
+                      img-src 'self' data:; worker-src 'self' blob:; base-uri 'none'; form-action 'none'; object-src 'none'; frame-ancestors 'none'";
 
 /// The routes of GraphiQL, which asks GraphQL at this path; none where it was not built.
 pub(crate) fn routes(graphql: &str) -> Router {

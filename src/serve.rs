@@ -2,7 +2,7 @@ use std::{future::Future, net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result};
 use sea_orm::{EntityTrait, PaginatorTrait};
-use tidewire_axum::Server;
+use tidewire_axum::{Server, Tls};
 use tidewire_graphql::Api;
 use tidewire_outbox::{Lease, Recorder};
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -20,7 +20,9 @@ pub struct App {
     address: SocketAddr,
     path: String,
     page: bool,
-    retention: JoinHandle<()>,
+    is_tls: bool,
+    /// What runs beside the server, and ends with it.
+    tasks: Vec<JoinHandle<()>>,
 }
 
 /// Opens the database, brings its tables up to date, and listens. With `demo`, an empty database is given rows.
@@ -45,12 +47,20 @@ pub async fn start(config: &Config, demo: bool) -> Result<App> {
         )
     })?;
     let address = listener.local_addr()?;
-    let retention = tokio::spawn(retain(recorder, config.retention.clone()));
-    let mut server = Server::new(api, config.server()?);
+    let mut tasks = vec![tokio::spawn(retain(recorder, config.retention.clone()))];
+    let options = config.server()?;
+    let is_tls = options.tls.is_some();
+    if let Some(tls) = options.tls.clone() {
+        tasks.push(reload(tls)?);
+    }
+    let mut server = Server::new(api, options);
     if config.server.page {
         server = server.merge(crate::graphiql::routes(&config.server.path));
     }
-    Ok(App { server, listener, address, path: config.server.path.clone(), page: config.server.page, retention })
+    for risk in config.risks() {
+        tracing::warn!("{risk}");
+    }
+    Ok(App { server, listener, address, path: config.server.path.clone(), page: config.server.page, is_tls, tasks })
 }
 
 impl App {
@@ -62,10 +72,11 @@ impl App {
     /// What to tell a person.
     pub fn where_to_look(&self) -> String {
         let Self { address, path, .. } = self;
-        let page = if self.page { format!("  a page to try things    http://{address}/\n") } else { String::new() };
+        let (http, ws) = if self.is_tls { ("https", "wss") } else { ("http", "ws") };
+        let page = if self.page { format!("  a page to try things    {http}://{address}/\n") } else { String::new() };
         format!(
-            "Tidewire serves\n{page}  GraphQL                 http://{address}{path}\n  subscriptions           ws://{address}{path}\n  \
-             metrics and health      http://{address}/metrics /healthz /readyz"
+            "Tidewire serves\n{page}  GraphQL                 {http}://{address}{path}\n  subscriptions           {ws}://{address}{path}\n  \
+             metrics and health      {http}://{address}/metrics /healthz /readyz"
         )
     }
 
@@ -75,9 +86,29 @@ impl App {
     /// The listener fails.
     pub async fn run(self, stop: impl Future<Output = ()> + Send + 'static) -> Result<()> {
         let served = self.server.serve(self.listener, stop).await;
-        self.retention.abort();
+        self.tasks.iter().for_each(JoinHandle::abort);
         Ok(served?)
     }
+}
+
+/// Reads the certificate anew whenever the process is told to (SIGHUP).
+#[cfg(unix)]
+fn reload(tls: Tls) -> Result<JoinHandle<()>> {
+    let mut told = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup())?;
+    Ok(tokio::spawn(async move {
+        while told.recv().await.is_some() {
+            match tls.reload() {
+                Ok(()) => tracing::info!("the certificate has been read again"),
+                Err(error) => tracing::error!(%error, "the certificate cannot be read again; the one before goes on"),
+            }
+        }
+    }))
+}
+
+/// There is nothing to tell the process by.
+#[cfg(not(unix))]
+fn reload(_: Tls) -> Result<JoinHandle<()>> {
+    Ok(tokio::spawn(std::future::ready(())))
 }
 
 /// How long a node that removes old changes may be silent before another does it.

@@ -46,6 +46,17 @@ async fn graphql_ws_graphql_sse_and_fetch() {
     run("clients.test.mjs", &place.serve().await).await;
 }
 
+/// The audits that `graphql-http` has for servers of the GraphQL-over-HTTP specification: all of them.
+#[tokio::test]
+async fn the_audits_of_graphql_over_http() {
+    if !node() {
+        return;
+    }
+    let place = Workplace::new();
+    place.seed(10).await;
+    run("audits.test.mjs", &place.serve().await).await;
+}
+
 #[tokio::test]
 async fn the_page_and_graphiql_in_a_browser() {
     if !node() || !available("chromium", installed("chromium")) {

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use tidewire::config::{Config, DEFAULTS};
+use tidewire::config::{Config, DEFAULTS, PRODUCTION};
 use tidewire_axum::ServerOptions;
 use tidewire_graphql::{Api, Options, TimeFormat};
 use tidewire_outbox::{Recorder, RecorderOptions};
@@ -33,7 +33,7 @@ fn the_default_settings_are_the_defaults_of_the_crates() {
 #[test]
 fn every_setting_is_documented() {
     let mut documented = false;
-    for line in DEFAULTS.lines() {
+    for line in DEFAULTS.lines().chain(PRODUCTION.lines()) {
         let is_setting = !line.starts_with(['#', '[']) && !line.is_empty();
         assert!(documented || !is_setting, "{line} has no comment");
         documented = line.starts_with('#');

@@ -14,3 +14,4 @@ mod mariadb;
 mod outages;
 mod postgres;
 mod privacy;
+mod scanners;

@@ -56,10 +56,20 @@ async fn traffic(server: &Running) {
     {
         server.ask(&format!("{{ label(filters: {filter}) {{ nodes {{ name }} }} }}"), Value::Null).await;
     }
-    // No document at all, and one that is none.
-    for body in [r#"{ "query": "xyzzy" "#, r#"{ "query": "{ label(filters: { name: { eq: \"xyzzy\" } ) }" }"#] {
-        let client = reqwest::Client::new();
-        let _ = client.post(server.http()).header("content-type", "application/json").body(body).send().await;
+    // No document at all, one that is none, several, and one that nobody knows; from a page of no origin.
+    for body in [
+        r#"{ "query": "xyzzy" "#,
+        r#"{ "query": "{ label(filters: { name: { eq: \"xyzzy\" } ) }" }"#,
+        r#"[{ "query": "xyzzy" }]"#,
+        r#"{ "documentId": "xyzzy", "variables": { "name": "xyzzy" } }"#,
+    ] {
+        for origin in [None, Some(SECRET)] {
+            let request =
+                reqwest::Client::new().post(server.http()).header("content-type", "application/json").body(body);
+            let request = origin.into_iter().fold(request, |request, origin| request.header("origin", origin));
+            let answer = request.send().await.unwrap().text().await.unwrap();
+            assert!(answer.contains("errors") && !answer.contains(SECRET), "{answer}");
+        }
     }
     socket.subscribe("3", "subscription { labelChanges(after: \"xyzzy\") { cursor } }", Value::Null).await;
     loop {
