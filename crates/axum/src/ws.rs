@@ -11,10 +11,7 @@ use std::{
     time::Duration,
 };
 
-use axum::{
-    extract::Request as HttpRequest,
-    response::Response,
-};
+use axum::{extract::Request as HttpRequest, response::Response};
 use futures_util::{
     FutureExt, StreamExt,
     stream::{AbortHandle, Abortable, BoxStream, SelectAll, once},
