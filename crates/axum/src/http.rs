@@ -1,13 +1,16 @@
 //! GraphQL over HTTP, by its specification.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     body::{Body, Bytes},
     extract::{FromRequest, Request as HttpRequest, State as AxumState},
     http::{
         HeaderMap, HeaderValue, Method, StatusCode, Uri,
-        header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, UPGRADE},
+        header::{
+            ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, UPGRADE,
+            WWW_AUTHENTICATE,
+        },
         request::Parts,
     },
     response::{IntoResponse, Response},
@@ -16,6 +19,7 @@ use tidewire_graphql::{Request, async_graphql::parser::types::OperationType};
 use tokio::time::timeout;
 
 use crate::{
+    auth::{self, Authentication, Identity},
     origin,
     parameters::{Parameters, Problem},
     quota::{Client, Grant, Kind, Refusal, jittered},
@@ -43,19 +47,24 @@ pub(crate) enum Form {
 /// What a request says apart from its parameters.
 struct Asked<'a> {
     method: &'a Method,
-    headers: &'a HeaderMap,
     client: Client,
+    identity: Identity,
     form: Form,
 }
 
 impl<'a> Asked<'a> {
     /// What the head of a request says, if it may come and can be answered.
-    fn new(state: &State, parts: &'a Parts) -> Result<Self, Refused> {
+    async fn new(state: &State, parts: &'a Parts) -> Result<Self, Response> {
         let shared = &state.0;
-        origin::check(&shared.options, &parts.headers, &parts.uri)?;
-        let form = accepted(&parts.headers).ok_or_else(not_acceptable)?;
+        let form = accepted(&parts.headers);
+        let refuse = |refused: Refused| refused.respond(form.unwrap_or(Form::Json));
+        origin::check(&shared.options, &parts.headers, &parts.uri).map_err(refuse)?;
+        let identity = async { shared.admit(shared.identify(&parts.headers).await?) };
+        let identity =
+            identity.await.map_err(|refusal| self::refused(state, form.unwrap_or(Form::Json), refusal))?;
         let client = shared.admission.client(&parts.extensions, &parts.headers);
-        Ok(Self { method: &parts.method, headers: &parts.headers, client, form })
+        let form = form.ok_or_else(|| refuse(not_acceptable()))?;
+        Ok(Self { method: &parts.method, client, identity, form })
     }
 }
 
@@ -64,12 +73,16 @@ pub(crate) async fn get(AxumState(state): AxumState<State>, request: HttpRequest
         if let Err(refused) = origin::check(&state.0.options, request.headers(), request.uri()) {
             return refused.respond(Form::Json);
         }
-        return ws::upgrade(&state, request);
+        // Who shows nothing here may do so by `connection_init`: a browser cannot set headers.
+        return match state.0.identify(request.headers()).await {
+            Ok(identity) => ws::upgrade(&state, request, identity),
+            Err(refusal) => refused(&state, Form::Json, refusal),
+        };
     }
     let (parts, _) = request.into_parts();
-    let asked = match Asked::new(&state, &parts) {
+    let asked = match Asked::new(&state, &parts).await {
         Ok(asked) => asked,
-        Err(refused) => return refused.respond(Form::Json),
+        Err(refusal) => return refusal,
     };
     if !state.0.options.get {
         return by_post(Refused::new(StatusCode::METHOD_NOT_ALLOWED, "send requests by POST"), asked.form);
@@ -82,9 +95,9 @@ pub(crate) async fn get(AxumState(state): AxumState<State>, request: HttpRequest
 
 pub(crate) async fn post(AxumState(state): AxumState<State>, request: HttpRequest) -> Response {
     let (parts, body) = request.into_parts();
-    let asked = match Asked::new(&state, &parts) {
+    let asked = match Asked::new(&state, &parts).await {
         Ok(asked) => asked,
-        Err(refused) => return refused.respond(Form::Json),
+        Err(refusal) => return refusal,
     };
     let body = match read(&state, &parts, body).await {
         Ok(body) => body,
@@ -149,7 +162,7 @@ fn admit(state: &State, asked: &Asked<'_>, parameters: Parameters) -> Result<(Re
     let shared = &state.0;
     add(&shared.stats.requests, 1);
     let mut request = parameters.into_request(shared.options.persisted.as_ref())?;
-    request.viewer = shared.viewer(asked.headers);
+    request.viewer = Arc::clone(&asked.identity.viewer);
     let grant = shared.admission.open(Kind::Operation, asked.client, &request.viewer)?;
     // A GET must be safe to repeat, and to be made by a link or by any page's event source.
     if *asked.method == Method::GET && shared.api.operation(&request) == Some(OperationType::Mutation) {
@@ -166,7 +179,7 @@ async fn answer(state: &State, asked: &Asked<'_>, parameters: Parameters) -> Res
         Err(refused) => return refused.respond(form),
     };
     if form == Form::Events {
-        return sse::respond(state, request, asked.client, grant).await;
+        return sse::respond(state, request, asked.client, asked.identity.expires, grant).await;
     }
     let response = state.0.api.execute(request).await;
     let status = if response.executed || form == Form::Json { StatusCode::OK } else { StatusCode::BAD_REQUEST };
@@ -186,6 +199,20 @@ async fn answer_all(state: &State, asked: &Asked<'_>, batch: Vec<Parameters>) ->
         });
     }
     json_response(asked.form, StatusCode::OK, format!("[{}]", answers.join(",")))
+}
+
+/// What who shows nothing, or nothing good, is answered.
+pub(crate) fn refused(state: &State, form: Form, refusal: auth::Refusal) -> Response {
+    let mut response = problem_response(form, refusal.status(), refusal.message());
+    let headers = response.headers_mut();
+    if refusal.status() == StatusCode::SERVICE_UNAVAILABLE {
+        headers.insert(RETRY_AFTER, HeaderValue::from_static("5"));
+        return response;
+    }
+    for scheme in state.0.options.authentication.iter().flat_map(Authentication::schemes) {
+        headers.append(WWW_AUTHENTICATE, HeaderValue::from_static(scheme));
+    }
+    response
 }
 
 fn json_response(form: Form, status: StatusCode, json: String) -> Response {

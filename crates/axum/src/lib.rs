@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod address;
+mod auth;
 mod http;
 mod listen;
 mod metrics;
@@ -20,6 +21,7 @@ mod ws;
 pub use ipnet::IpNet;
 
 pub use self::{
+    auth::{ApiKey, Authentication, InvalidKey, Jwks, TokenKey},
     persisted::Persisted,
     quota::{Quota, Quotas, Rate},
     server::{Server, ServerOptions, router},

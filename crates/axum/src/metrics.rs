@@ -7,7 +7,7 @@ use std::{
 
 use axum::{
     extract::State as AxumState,
-    http::{StatusCode, header::CONTENT_TYPE},
+    http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
 use prometheus_client::{
@@ -20,7 +20,7 @@ use tidewire_graphql::SubscriptionStats;
 use tidewire_outbox::{LogStatus, Stats as OutboxStats, TailStats};
 use tokio::time::timeout;
 
-use crate::server::State;
+use crate::{auth::Refusal, http, server::State};
 
 /// How long the database may take to answer here. Whoever asks has little patience.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -50,7 +50,10 @@ pub(crate) async fn ready(AxumState(state): AxumState<State>) -> Response {
 }
 
 /// The metrics, as Prometheus reads them.
-pub(crate) async fn metrics(AxumState(state): AxumState<State>) -> Response {
+pub(crate) async fn metrics(AxumState(state): AxumState<State>, headers: HeaderMap) -> Response {
+    if let Some(refused) = not_for(&state, &headers).await {
+        return refused;
+    }
     let api = &state.0.api;
     let log = api.recorder().log();
     // Without the database there is still something to tell, that it does not answer among it.
@@ -68,6 +71,20 @@ pub(crate) async fn metrics(AxumState(state): AxumState<State>) -> Response {
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     }
     ([(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response()
+}
+
+/// Refuses who has not the role that reads metrics, if they need one.
+async fn not_for(state: &State, headers: &HeaderMap) -> Option<Response> {
+    let authentication = state.0.options.authentication.as_ref()?;
+    let role = authentication.metrics_role.as_ref()?;
+    match state.0.identify(headers).await {
+        Ok(identity) if identity.viewer.roles.contains(role) => None,
+        Ok(identity) if identity.is_somebody() => {
+            Some((StatusCode::FORBIDDEN, "these credentials have not the role that reads metrics\n").into_response())
+        }
+        Ok(_) => Some(http::refused(state, http::Form::Json, Refusal::Missing)),
+        Err(refusal) => Some(http::refused(state, http::Form::Json, refusal)),
+    }
 }
 
 #[derive(Debug)]
@@ -187,6 +204,7 @@ impl Collector for Snapshot {
             "dropped_clients",
             "Clients that were dropped because they did not read or answer",
             load(&stats.dropped),
-        )
+        )?;
+        counter("refused_credentials", "Times that credentials were refused, or missing", load(&stats.refused))
     }
 }

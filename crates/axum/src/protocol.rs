@@ -1,8 +1,9 @@
 //! The protocol `graphql-transport-ws`: what each message means, and what is answered, apart from any socket.
 
 use serde::Deserialize;
+use serde_json::Value;
 
-use crate::parameters::Parameters;
+use crate::{auth::Refusal, parameters::Parameters};
 
 /// The subprotocol's name.
 pub(crate) const SUBPROTOCOL: &str = "graphql-transport-ws";
@@ -35,6 +36,25 @@ impl Close {
         Self::new(1009, "Message too large")
     }
 
+    pub(crate) fn refused(refusal: Refusal) -> Self {
+        Self::new(refusal.close_code(), short(refusal.message()))
+    }
+
+    /// Clients come back after this, with another token if they have one.
+    pub(crate) fn expired() -> Self {
+        Self::new(4403, "Token expired")
+    }
+
+    /// Whoever the client says it is has as many connections as they may.
+    pub(crate) fn too_many() -> Self {
+        Self::new(1013, "Too many connections")
+    }
+
+    /// Who is another now has to open another socket.
+    pub(crate) fn another_viewer() -> Self {
+        Self::new(4403, "Token of another viewer")
+    }
+
     /// Clients come back after this.
     pub(crate) fn restart() -> Self {
         Self::new(1012, "Service restart")
@@ -46,6 +66,14 @@ impl Close {
 pub(crate) enum Action {
     /// Send this.
     Send(String),
+    /// The client says hello, and perhaps who it is: acknowledge, if that may be.
+    Begin {
+        payload: Value,
+    },
+    /// The client asks whether we are there, and perhaps shows newer credentials.
+    Ping {
+        payload: Value,
+    },
     /// Run this operation; its results carry this id.
     Start {
         id: String,
@@ -71,11 +99,22 @@ pub(crate) struct Protocol {
 #[derive(Debug, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum Message {
-    ConnectionInit {},
-    Ping {},
+    ConnectionInit {
+        #[serde(default)]
+        payload: Value,
+    },
+    Ping {
+        #[serde(default)]
+        payload: Value,
+    },
     Pong {},
-    Subscribe { id: String, payload: Parameters },
-    Complete { id: String },
+    Subscribe {
+        id: String,
+        payload: Parameters,
+    },
+    Complete {
+        id: String,
+    },
 }
 
 impl Protocol {
@@ -95,14 +134,14 @@ impl Protocol {
             Err(error) => return Action::Close(Close::new(4400, short(&format!("Invalid message: {error}")))),
         };
         match message {
-            Message::ConnectionInit {} if self.initialised => {
+            Message::ConnectionInit { .. } if self.initialised => {
                 Action::Close(Close::new(4429, "Too many initialisation requests"))
             }
-            Message::ConnectionInit {} => {
+            Message::ConnectionInit { payload } => {
                 self.initialised = true;
-                Action::Send("{\"type\":\"connection_ack\"}".into())
+                Action::Begin { payload }
             }
-            Message::Ping {} => Action::Send("{\"type\":\"pong\"}".into()),
+            Message::Ping { payload } => Action::Ping { payload },
             Message::Pong {} => Action::None,
             Message::Subscribe { .. } if !self.initialised => Action::Close(Close::new(4401, "Unauthorized")),
             Message::Subscribe { id, .. } if id.is_empty() => {
@@ -136,6 +175,12 @@ fn short(reason: &str) -> String {
     reason[..end].to_owned()
 }
 
+/// What answers `connection_init`.
+pub(crate) const ACKNOWLEDGED: &str = "{\"type\":\"connection_ack\"}";
+
+/// What answers `ping`.
+pub(crate) const PONG: &str = "{\"type\":\"pong\"}";
+
 /// The head of a `next` message, up to its payload; a `}` ends the message.
 pub(crate) fn next_head(id: &str) -> String {
     format!("{{\"id\":{},\"type\":\"next\",\"payload\":", json(id))
@@ -152,7 +197,7 @@ pub(crate) fn complete(id: &str) -> String {
 }
 
 fn json(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
+    Value::from(text).to_string()
 }
 
 #[cfg(test)]
@@ -179,7 +224,7 @@ mod tests {
         let init = r#"{"type":"connection_init","payload":{"token":"x"}}"#;
         let mut protocol = Protocol::new(1);
         assert_eq!(code(protocol.receive(subscribe, 0, |_| false)), 4401);
-        assert!(matches!(protocol.receive(init, 0, |_| false), Action::Send(_)));
+        assert!(matches!(protocol.receive(init, 0, |_| false), Action::Begin { payload } if payload["token"] == "x"));
         assert_eq!(code(protocol.receive(init, 0, |_| false)), 4429);
         assert!(matches!(protocol.receive(subscribe, 0, |_| false), Action::Start { .. }));
         assert_eq!(code(protocol.receive(subscribe, 0, |_| true)), 4409);

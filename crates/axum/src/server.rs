@@ -11,16 +11,18 @@ use axum::{
     response::Response,
     routing::get,
 };
+use serde_json::Value;
 use tidewire_graphql::{Api, Viewer};
 use tidewire_outbox::Actor;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    auth::{Authentication, Identity, Refusal},
     http, listen, metrics, origin, page,
     persisted::Persisted,
     quota::{Admission, Quotas},
-    stats::Stats,
+    stats::{Stats, add},
     tls::Tls,
 };
 
@@ -47,7 +49,7 @@ pub struct ServerOptions {
     /// How long connections may take to end when the server stops. Default 10 s.
     pub shutdown_timeout: Duration,
     /// A request header that names the actor, as a proxy in front has established it. Clients that reach the server past the proxy can
-    /// then name whom they like. Default none.
+    /// then name whom they like. It is not looked at where there is `authentication`. Default none.
     pub actor_header: Option<HeaderName>,
     /// Whether queries may come by GET. Mutations never may. Default true.
     pub get: bool,
@@ -68,6 +70,8 @@ pub struct ServerOptions {
     pub persisted: Option<Persisted>,
     /// The certificate by which [`Server::serve`] speaks TLS. Default: it does not.
     pub tls: Option<Tls>,
+    /// How clients say who they are. Default not at all: all of them are anonymous.
+    pub authentication: Option<Authentication>,
 }
 
 impl Default for ServerOptions {
@@ -92,6 +96,7 @@ impl Default for ServerOptions {
             quotas: Quotas::default(),
             persisted: None,
             tls: None,
+            authentication: None,
         }
     }
 }
@@ -114,12 +119,39 @@ pub(crate) struct Shared {
 
 impl Shared {
     /// Who sends a request with these headers.
-    pub(crate) fn viewer(&self, headers: &HeaderMap) -> Arc<Viewer> {
+    pub(crate) async fn identify(&self, headers: &HeaderMap) -> Result<Identity, Refusal> {
+        if let Some(authentication) = &self.options.authentication {
+            return authentication.identify(headers).await.map_err(|refusal| self.note(refusal));
+        }
         let header = self.options.actor_header.as_ref().and_then(|name| headers.get(name)?.to_str().ok());
-        Arc::new(match header {
+        Ok(Identity::unproven(match header {
             Some(user) => Viewer::default().acting_as(Actor::user(user)),
             None => Viewer::default(),
-        })
+        }))
+    }
+
+    /// Who sends a payload of a WebSocket's; `None` if it does not say.
+    pub(crate) async fn identify_payload(&self, payload: &Value) -> Result<Option<Identity>, Refusal> {
+        match &self.options.authentication {
+            Some(authentication) => {
+                authentication.identify_payload(payload).await.map_err(|refusal| self.note(refusal))
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// Refuses who has shown nothing, where that is required.
+    pub(crate) fn admit(&self, identity: Identity) -> Result<Identity, Refusal> {
+        match &self.options.authentication {
+            Some(authentication) => authentication.admit(identity).map_err(|refusal| self.note(refusal)),
+            None => Ok(identity),
+        }
+    }
+
+    fn note(&self, refusal: Refusal) -> Refusal {
+        add(&self.stats.refused, 1);
+        tracing::debug!(reason = refusal.message(), "refused a client");
+        refusal
     }
 }
 
@@ -190,6 +222,10 @@ impl Server {
     /// None that is foreseen: what goes wrong with a connection ends that connection.
     pub async fn serve(self, listener: TcpListener, stop: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
         let State(shared) = &self.state;
+        // So that the first token need not wait for its key, and who runs the server is told if there is none.
+        if let Some(jwks) = shared.options.authentication.as_ref().and_then(|known| known.jwks.as_ref()) {
+            jwks.watch();
+        }
         let stopping = shared.stopping.clone();
         let ending = stopping.clone();
         tokio::spawn(async move {

@@ -9,9 +9,10 @@ use axum::{
 };
 use futures_util::{StreamExt, stream};
 use tidewire_graphql::{Request, Subscribed};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::{
+    auth::Identity,
     http::{Form, Refused, no_place},
     quota::{Client, Grant, Kind},
     server::State,
@@ -21,8 +22,14 @@ use crate::{
 /// How often a comment is sent while nothing else is, so that proxies keep the connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(12);
 
-/// The grant is the operation's.
-pub(crate) async fn respond(state: &State, request: Request, client: Client, grant: Grant) -> Response {
+/// Runs an operation, whose grant this is, and its events until the credentials of its sender expire.
+pub(crate) async fn respond(
+    state: &State,
+    request: Request,
+    client: Client,
+    expires: Option<Instant>,
+    grant: Grant,
+) -> Response {
     let shared = &state.0;
     let Some(gauge) = open(state, |stats| &stats.event_streams, shared.options.max_connections) else {
         return no_place();
@@ -56,7 +63,14 @@ pub(crate) async fn respond(state: &State, request: Request, client: Client, gra
             });
             // Without a `complete`, the client knows that it should come back.
             let complete = stream::once(async { COMPLETE.to_vec() });
-            let frames = frames.chain(complete).take_until(shared.stopping.clone().cancelled_owned());
+            let stopping = shared.stopping.clone().cancelled_owned();
+            let ending = async move {
+                tokio::select! {
+                    () = stopping => {}
+                    () = Identity::over(expires) => {}
+                }
+            };
+            let frames = frames.chain(complete).take_until(ending);
             stream::unfold((Box::pin(frames), open), |(mut frames, open)| async move {
                 let text = match timeout(KEEP_ALIVE, frames.next()).await {
                     Ok(text) => text?,

@@ -12,6 +12,7 @@ pub(crate) struct Stats {
     pub(crate) frames: AtomicU64,
     pub(crate) bytes: AtomicU64,
     pub(crate) dropped: AtomicU64,
+    pub(crate) refused: AtomicU64,
 }
 
 /// Counts something that is open, for as long as it lives.

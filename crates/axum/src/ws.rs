@@ -16,7 +16,8 @@ use futures_util::{
     FutureExt, StreamExt,
     stream::{AbortHandle, Abortable, BoxStream, SelectAll, once},
 };
-use tidewire_graphql::{Frame, Request, Subscribed, Viewer};
+use serde_json::Value;
+use tidewire_graphql::{Frame, Request, Subscribed};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_tungstenite::tungstenite::{
     Error, Message,
@@ -25,9 +26,10 @@ use tokio_tungstenite::tungstenite::{
 };
 
 use crate::{
+    auth::{self, Identity},
     http::{Form, Refused, no_place},
     parameters::{Parameters, Problem},
-    protocol::{Action, Close, Protocol, complete, error, next_head},
+    protocol::{ACKNOWLEDGED, Action, Close, PONG, Protocol, complete, error, next_head},
     quota::{Client, Grant, Kind, Refusal},
     server::State,
     socket::{Handshake, Socket},
@@ -41,7 +43,7 @@ const READ_AHEAD: usize = 64;
 /// How long a close may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-pub(crate) fn upgrade(state: &State, mut request: HttpRequest) -> Response {
+pub(crate) fn upgrade(state: &State, mut request: HttpRequest, identity: Identity) -> Response {
     let shared = &state.0;
     let handshake = match Handshake::read(&mut request) {
         Ok(handshake) => handshake,
@@ -50,9 +52,8 @@ pub(crate) fn upgrade(state: &State, mut request: HttpRequest) -> Response {
     let Some(gauge) = open(state, |stats| &stats.websockets, shared.options.max_connections) else {
         return no_place();
     };
-    let viewer = shared.viewer(request.headers());
     let client = shared.admission.client(request.extensions(), request.headers());
-    let grant = match shared.admission.open(Kind::Connection, client, &viewer) {
+    let grant = match shared.admission.open(Kind::Connection, client, &identity.viewer) {
         Ok(grant) => grant,
         Err(refusal) => return Refused::from(refusal).respond(Form::Json),
     };
@@ -60,13 +61,13 @@ pub(crate) fn upgrade(state: &State, mut request: HttpRequest) -> Response {
     let connection = {
         let state = state.clone();
         async move {
-            let _open = (gauge, grant);
+            let _open = gauge;
             let acceptable = handshake.is_acceptable();
             let socket = match handshake.open(state.0.options.max_body_bytes).await {
                 Ok(socket) => socket,
                 Err(error) => return tracing::debug!(%error, "a WebSocket did not come about"),
             };
-            let mut connection = Connection::new(&state, viewer, client, socket);
+            let mut connection = Connection::new(&state, identity, client, grant, socket);
             let end = if acceptable { connection.run().await } else { End::Close(Close::not_acceptable()) };
             connection.end(end).await;
         }
@@ -77,8 +78,10 @@ pub(crate) fn upgrade(state: &State, mut request: HttpRequest) -> Response {
 
 struct Connection<'a> {
     state: &'a State,
-    viewer: Arc<Viewer>,
+    identity: Identity,
     client: Client,
+    /// What the connection counts against.
+    grant: Option<Grant>,
     socket: Socket,
     protocol: Protocol,
     operations: SelectAll<BoxStream<'static, Output>>,
@@ -126,11 +129,12 @@ enum End {
 type Step<T = ()> = Result<T, End>;
 
 impl<'a> Connection<'a> {
-    fn new(state: &'a State, viewer: Arc<Viewer>, client: Client, socket: Socket) -> Self {
+    fn new(state: &'a State, identity: Identity, client: Client, grant: Grant, socket: Socket) -> Self {
         Self {
             state,
-            viewer,
+            identity,
             client,
+            grant: Some(grant),
             socket,
             protocol: Protocol::new(state.0.options.max_operations),
             operations: SelectAll::new(),
@@ -148,7 +152,10 @@ impl<'a> Connection<'a> {
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ping.reset();
         loop {
-            let step = if let Some(received) = self.received.pop_front() {
+            let expires = self.identity.expires;
+            let step = if self.identity.is_over() {
+                Err(End::Close(Close::expired()))
+            } else if let Some(received) = self.received.pop_front() {
                 self.receive(received).await
             } else {
                 tokio::select! {
@@ -156,6 +163,7 @@ impl<'a> Connection<'a> {
                     received = poll_fn(|cx| self.socket.poll_next(cx)) => self.receive(received).await,
                     Some(output) = self.operations.next(), if !self.operations.is_empty() => self.send(output).await,
                     _ = ping.tick() => self.ping().await,
+                    () = Identity::over(expires) => Err(End::Close(Close::expired())),
                     () = tokio::time::sleep_until(opened + options.init_timeout), if !self.protocol.is_initialised() => {
                         Err(End::Close(Close::init_timeout()))
                     }
@@ -187,6 +195,8 @@ impl<'a> Connection<'a> {
                 self.feed(&text);
                 self.flush().await
             }
+            Action::Begin { payload } => self.begin(&payload).await,
+            Action::Ping { payload } => self.pong(&payload).await,
             Action::Stop { id } => {
                 if let Some(operation) = self.running.remove(&id) {
                     operation.abort.abort();
@@ -198,6 +208,33 @@ impl<'a> Connection<'a> {
                 Ok(())
             }
         }
+    }
+
+    /// Acknowledges a client, unless it should have shown something and has not, here or with the upgrade.
+    async fn begin(&mut self, payload: &Value) -> Step {
+        let shared = &self.state.0;
+        if let Some(shown) = shared.identify_payload(payload).await.map_err(refused)? {
+            self.identity = shown;
+            // From now on the connection is theirs.
+            self.grant = None;
+            let grant = shared.admission.open(Kind::Connection, self.client, &self.identity.viewer);
+            self.grant = Some(grant.map_err(|_| End::Close(Close::too_many()))?);
+        }
+        self.identity = shared.admit(self.identity.clone()).map_err(refused)?;
+        self.feed(ACKNOWLEDGED);
+        self.flush().await
+    }
+
+    /// Answers a ping. Newer credentials of the same viewer let the socket live for longer.
+    async fn pong(&mut self, payload: &Value) -> Step {
+        if let Some(identity) = self.state.0.identify_payload(payload).await.map_err(refused)? {
+            if !identity.is_same_viewer(&self.identity) {
+                return Err(End::Close(Close::another_viewer()));
+            }
+            self.identity.expires = identity.expires;
+        }
+        self.feed(PONG);
+        self.flush().await
     }
 
     fn start(&mut self, id: String, parameters: Parameters) {
@@ -218,8 +255,8 @@ impl<'a> Connection<'a> {
     fn admit(&self, parameters: Parameters) -> Result<(Request, Grant), String> {
         let shared = &self.state.0;
         let mut request = parameters.into_request(shared.options.persisted.as_ref()).map_err(Problem::errors)?;
-        request.viewer = Arc::clone(&self.viewer);
-        let grant = shared.admission.open(Kind::Operation, self.client, &self.viewer).map_err(Refusal::errors)?;
+        request.viewer = Arc::clone(&self.identity.viewer);
+        let grant = shared.admission.open(Kind::Operation, self.client, &self.identity.viewer).map_err(Refusal::errors)?;
         Ok((request, grant))
     }
 
@@ -299,7 +336,7 @@ impl<'a> Connection<'a> {
 
     /// Waits until everything is written, and reads meanwhile: a client whose own write waits for us to read would otherwise wait for ever.
     async fn flush(&mut self) -> Step {
-        let Self { socket, received, state, .. } = self;
+        let Self { socket, received, state, identity, .. } = self;
         let flushing = poll_fn(|cx| {
             if let Poll::Ready(flushed) = socket.poll_flush(cx) {
                 return Poll::Ready(flushed.map_err(|_| End::Gone));
@@ -318,7 +355,10 @@ impl<'a> Connection<'a> {
         if let Some(flushed) = flushing.as_mut().now_or_never() {
             return flushed;
         }
-        timeout(state.0.options.write_timeout, flushing).await.unwrap_or(Err(End::Silent))
+        tokio::select! {
+            flushed = timeout(state.0.options.write_timeout, flushing) => flushed.unwrap_or(Err(End::Silent)),
+            () = Identity::over(identity.expires) => Err(End::Close(Close::expired())),
+        }
     }
 
     /// Asks whether the client is still there.
@@ -360,6 +400,10 @@ impl<'a> Connection<'a> {
     fn control(&mut self, message: Message) -> Step {
         self.socket.control(message).map_err(|_| End::Gone)
     }
+}
+
+fn refused(refusal: auth::Refusal) -> End {
+    End::Close(Close::refused(refusal))
 }
 
 /// The array of errors in a response that has nothing else.
