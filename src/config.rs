@@ -27,6 +27,8 @@ pub struct Config {
     pub server: Server,
     /// `[quotas]`
     pub quotas: Quotas,
+    /// `[auth]`
+    pub auth: Auth,
     /// `[graphql]`
     pub graphql: Graphql,
     /// `[log]`
@@ -97,6 +99,45 @@ mod sections {
         pub actor_operations: usize,
         pub actor_rate: f64,
         pub actor_burst: u32,
+    }
+
+    #[derive(Debug, Clone, PartialEq, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub struct Auth {
+        pub required: bool,
+        pub secret: Secret,
+        pub secret_file: String,
+        pub public_key_files: Vec<String>,
+        pub jwks_url: String,
+        pub jwks_refresh_ms: u64,
+        pub jwks_pause_ms: u64,
+        pub jwks_timeout_ms: u64,
+        pub audiences: Vec<String>,
+        pub issuers: Vec<String>,
+        pub leeway_s: u64,
+        pub require_exp: bool,
+        pub roles_claim: String,
+        pub token_roles: Vec<String>,
+        pub metrics_role: String,
+        pub api_keys: Vec<ApiKey>,
+    }
+
+    #[derive(Debug, Clone, PartialEq, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub struct ApiKey {
+        pub name: String,
+        pub roles: Vec<String>,
+        pub sha256: Secret,
+    }
+
+    /// A text that is not shown.
+    #[derive(Clone, PartialEq, Deserialize)]
+    pub struct Secret(pub String);
+
+    impl std::fmt::Debug for Secret {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str(if self.0.is_empty() { "none" } else { "…" })
+        }
     }
 
     #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -180,7 +221,9 @@ mod sections {
     }
 }
 
-pub use self::sections::{Database, Format, Graphql, Log, Logging, Quotas, Relay, Retention, Server, Times};
+pub use self::sections::{
+    ApiKey, Auth, Database, Format, Graphql, Log, Logging, Quotas, Relay, Retention, Secret, Server, Times,
+};
 
 impl Config {
     /// Reads the settings: the defaults, a file, the environment. Flags come on top of that.
@@ -328,6 +371,11 @@ impl Config {
             let tls = Tls::load(Path::new(&settings.tls_certificate), Path::new(&settings.tls_key));
             options.tls = Some(tls.context("`tls_certificate` and `tls_key` in [server]")?);
         }
+        options.authentication = crate::auth::authentication(&self.auth)?;
+        ensure!(
+            options.authentication.is_none() || options.actor_header.is_none(),
+            "`actor_header` in [server] and keys in [auth] are both set. Who a client is, is said by either a proxy or a token"
+        );
         Ok(options)
     }
 
@@ -417,13 +465,16 @@ fn build(file: Option<&Path>, production: bool) -> Result<config::Config, config
         Some(file) => settings.add_source(config::File::from(file).format(config::FileFormat::Toml)),
         None => settings.add_source(config::File::new(FILE, config::FileFormat::Toml).required(false)),
     };
-    let environment = config::Environment::with_prefix("TIDEWIRE")
-        .prefix_separator("_")
-        .separator("__")
-        .try_parsing(true)
-        .list_separator(",")
-        .with_list_parse_key("server.origins")
-        .with_list_parse_key("server.trusted_proxies");
+    let mut environment =
+        config::Environment::with_prefix("TIDEWIRE").prefix_separator("_").separator("__").try_parsing(true);
+    // Lists are written with commas between.
+    environment = environment.list_separator(",");
+    for list in ["server.origins", "server.trusted_proxies"] {
+        environment = environment.with_list_parse_key(list);
+    }
+    for list in ["public_key_files", "audiences", "issuers", "token_roles"] {
+        environment = environment.with_list_parse_key(&format!("auth.{list}"));
+    }
     let environment = environment.ignore_empty(true).source(Some(
         // `TIDEWIRE_TEST_…` belongs to the tests.
         std::env::vars().filter(|(name, _)| name.contains("__")).collect(),

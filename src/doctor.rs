@@ -18,15 +18,17 @@ enum Finding {
 /// # Errors
 /// The settings are wrong. What is wrong with the database is a finding.
 pub async fn doctor(config: &Config) -> Result<bool> {
+    let mut findings = authentication(config).await;
     let url = crate::redacted(&config.database.url);
     let recorder = match crate::connect(config).await {
         Ok(recorder) => recorder,
         Err(error) => {
-            print(&Finding::Wrong(format!("{error:#}")));
+            findings.push(Finding::Wrong(format!("{error:#}")));
+            findings.iter().for_each(print);
             return Ok(false);
         }
     };
-    let mut findings = vec![Finding::Fine(format!("{url} can be opened"))];
+    findings.push(Finding::Fine(format!("{url} can be opened")));
     findings.push(outbox(&recorder).await);
     findings.push(migrations(&recorder).await);
     findings.push(capture(&recorder).await);
@@ -47,6 +49,35 @@ fn print(finding: &Finding) {
         Finding::Lesser(text) => println!("note   {text}"),
         Finding::Wrong(text) => println!("WRONG  {text}"),
     }
+}
+
+/// Who is asked who they are, and whether the keys for it can be had.
+async fn authentication(config: &Config) -> Vec<Finding> {
+    let options = match config.server() {
+        Ok(options) => options,
+        Err(error) => return vec![Finding::Wrong(format!("{error:#}"))],
+    };
+    let Some(authentication) = options.authentication else {
+        let text = "there is no authentication ([auth]): whoever reaches the server is anonymous";
+        return vec![Finding::Lesser(text.into())];
+    };
+    let mut findings = vec![Finding::Fine(crate::auth::describe(&authentication))];
+    if let Some(jwks) = &authentication.jwks {
+        let url = crate::redacted(&config.auth.jwks_url);
+        findings.push(match jwks.check().await {
+            Ok(keys) => Finding::Fine(format!("{url} publishes {keys} keys that can be used")),
+            Err(error) => Finding::Wrong(format!("{url} publishes no keys: {error}")),
+        });
+        if !config.auth.jwks_url.starts_with("https:") {
+            findings.push(Finding::Lesser(format!("{url} is not encrypted: who is on the way can change the keys")));
+        }
+    }
+    let tokens = authentication.jwks.is_some() || !authentication.keys.is_empty();
+    if tokens && authentication.audiences.is_empty() {
+        let text = "`audiences` in [auth] is empty: tokens that were made for other services are accepted";
+        findings.push(Finding::Lesser(text.into()));
+    }
+    findings
 }
 
 async fn outbox(recorder: &Recorder) -> Finding {

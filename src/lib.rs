@@ -1,5 +1,6 @@
 //! The `tidewire` server: the demo's entities, recorded and served. Everything meant for reuse lives in the crates that this assembles.
 
+mod auth;
 pub mod config;
 mod doctor;
 mod graphiql;
@@ -13,6 +14,7 @@ use tidewire_graphql::Api;
 use tidewire_outbox::Recorder;
 
 pub use self::{
+    auth::{KeyCommand, key},
     doctor::doctor,
     migrate::{CaptureCommand, MigrateCommand, capture, migrate},
     seed::seed,

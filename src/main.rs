@@ -5,7 +5,7 @@ use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use tidewire::{
-    CaptureCommand, MigrateCommand, TailOptions,
+    CaptureCommand, KeyCommand, MigrateCommand, TailOptions,
     config::{Config, Format},
 };
 
@@ -59,7 +59,12 @@ enum Command {
     Schema,
     /// Print changes as they happen
     Tail(TailOptions),
-    /// Look for what is wrong with the database
+    /// Make keys for services
+    Key {
+        #[command(subcommand)]
+        command: KeyCommand,
+    },
+    /// Look for what is wrong with the database and the settings
     Doctor,
 }
 
@@ -114,6 +119,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         }
         Some(Command::Schema) => print!("{}", tidewire::schema().await?),
         Some(Command::Tail(options)) => tidewire::tail(&config, options).await?,
+        Some(Command::Key { command }) => print!("{}", tidewire::key(&command)?),
         Some(Command::Doctor) => {
             let healthy = tidewire::doctor(&config).await?;
             return Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::FAILURE });

@@ -21,14 +21,15 @@ fn node() -> bool {
     available("node", installed("node") && Path::new(FOLDER).join("node_modules").is_dir())
 }
 
-/// Runs one of the files with Node's own test runner.
-async fn run(file: &str, server: &Running) {
+/// Runs one of the files with Node's own test runner. Where the server asks for tokens, they are signed with the secret.
+async fn run(file: &str, server: &Running, secret: &str) {
     let mut command = Command::new("node");
     command
         .args(["--test", file])
         .current_dir(FOLDER)
         .kill_on_drop(true)
-        .env("TIDEWIRE", format!("http://{}", server.address));
+        .env("TIDEWIRE", format!("http://{}", server.address))
+        .env("SECRET", secret);
     let output = tokio::time::timeout(std::time::Duration::from_secs(180), command.output()).await;
     let output = output.expect("three minutes are enough").unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
@@ -43,7 +44,18 @@ async fn graphql_ws_graphql_sse_and_fetch() {
     }
     let place = Workplace::new();
     place.seed(60).await;
-    run("clients.test.mjs", &place.serve().await).await;
+    run("clients.test.mjs", &place.serve().await, "").await;
+}
+
+#[tokio::test]
+async fn graphql_ws_graphql_sse_and_fetch_with_tokens() {
+    if !node() {
+        return;
+    }
+    let place = Workplace::new();
+    place.seed(1).await;
+    let secret = crate::auth::for_clients(&place);
+    run("auth.test.mjs", &place.serve().await, secret).await;
 }
 
 /// The audits that `graphql-http` has for servers of the GraphQL-over-HTTP specification: all of them.
@@ -66,8 +78,8 @@ async fn the_page_and_graphiql_in_a_browser() {
     place.seed(60).await;
     let server = place.serve().await;
     let built = server.get("/graphiql/").await.0 == 200;
-    run("page.test.mjs", &server).await;
+    run("page.test.mjs", &server, "").await;
     if available("graphiql", built) {
-        run("graphiql.test.mjs", &server).await;
+        run("graphiql.test.mjs", &server, "").await;
     }
 }

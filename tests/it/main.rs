@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, unreachable_pub, reason = "a test may panic, and has no public surface")]
 
+mod auth;
 mod binary;
 mod checker;
 mod cli;
