@@ -66,7 +66,7 @@ async fn the_audits_of_graphql_over_http() {
     }
     let place = Workplace::new();
     place.seed(10).await;
-    run("audits.test.mjs", &place.serve().await).await;
+    run("audits.test.mjs", &place.serve().await, "").await;
 }
 
 #[tokio::test]

@@ -60,8 +60,7 @@ impl<'a> Asked<'a> {
         let refuse = |refused: Refused| refused.respond(form.unwrap_or(Form::Json));
         origin::check(&shared.options, &parts.headers, &parts.uri).map_err(refuse)?;
         let identity = async { shared.admit(shared.identify(&parts.headers).await?) };
-        let identity =
-            identity.await.map_err(|refusal| self::refused(state, form.unwrap_or(Form::Json), refusal))?;
+        let identity = identity.await.map_err(|refusal| self::refused(state, form.unwrap_or(Form::Json), refusal))?;
         let client = shared.admission.client(&parts.extensions, &parts.headers);
         let form = form.ok_or_else(|| refuse(not_acceptable()))?;
         Ok(Self { method: &parts.method, client, identity, form })

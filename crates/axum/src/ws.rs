@@ -256,7 +256,8 @@ impl<'a> Connection<'a> {
         let shared = &self.state.0;
         let mut request = parameters.into_request(shared.options.persisted.as_ref()).map_err(Problem::errors)?;
         request.viewer = Arc::clone(&self.identity.viewer);
-        let grant = shared.admission.open(Kind::Operation, self.client, &self.identity.viewer).map_err(Refusal::errors)?;
+        let grant =
+            shared.admission.open(Kind::Operation, self.client, &self.identity.viewer).map_err(Refusal::errors)?;
         Ok((request, grant))
     }
 
