@@ -164,7 +164,8 @@ async fn what_pages_of_other_sites_may_send_does_nothing() {
 async fn risks_are_told() {
     let place = Workplace::new();
     place.settings(
-        "[server]\nproduction = true\norigins = [\"https://app.example\"]\ntrusted_proxies = [\"10.0.0.1\"]\n",
+        "[server]\nproduction = true\norigins = [\"https://app.example\"]\ntrusted_proxies = [\"10.0.0.1\"]\n\
+         [auth]\nsecret = \"as many bytes as a secret has to have\"\naudiences = [\"us\"]\n",
     );
     place.succeed(&["migrate", "up"]).await;
     let doctor = place.succeed(&["doctor"]).await;

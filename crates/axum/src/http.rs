@@ -238,6 +238,8 @@ impl Refused {
             StatusCode::PAYLOAD_TOO_LARGE => "LIMIT_EXCEEDED",
             StatusCode::METHOD_NOT_ALLOWED => "OPERATION_NOT_ALLOWED",
             StatusCode::FORBIDDEN => "FORBIDDEN",
+            StatusCode::UNAUTHORIZED => "UNAUTHENTICATED",
+            StatusCode::SERVICE_UNAVAILABLE => "UNAVAILABLE",
             _ => "BAD_REQUEST",
         };
         Self { status, code, problem: problem.into(), retry_after: None }
