@@ -1,5 +1,5 @@
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     fmt,
     sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
     time::Duration,
@@ -653,13 +653,17 @@ fn entities(
             let all = model.catalog().entities().iter().map(|entity| entity.id);
             Ok(all.filter(|&entity| access.reads(entity)).collect())
         }
-        Some(names) => list(names)
-            .iter()
-            .map(|name| {
-                let name = enum_name(name).unwrap_or_default();
-                model.names.by_field(name).ok_or_else(|| ApiError::bad_input(format!("there is no entity {name}")))
-            })
-            .collect(),
+        Some(names) => {
+            // Who names one twice is told of it once.
+            let named: Result<BTreeSet<_>, _> = list(names)
+                .iter()
+                .map(|name| {
+                    let name = enum_name(name).unwrap_or_default();
+                    model.names.by_field(name).ok_or_else(|| ApiError::bad_input(format!("there is no entity {name}")))
+                })
+                .collect();
+            Ok(named?.into_iter().collect())
+        }
     }
 }
 

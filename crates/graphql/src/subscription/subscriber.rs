@@ -258,29 +258,25 @@ impl Subscriber {
             }
             return Next::Live(live);
         }
+        let caught_up = log.is_healthy();
+        let deadline = self.told_at + group.model.options.cursor_interval;
+        if caught_up == self.told && Instant::now() < deadline {
+            let _ = timeout_at(deadline, live.news()).await;
+            return Next::Live(live);
+        }
         // Looked at in this order: what was heard by then has been found, or is still to be taken.
         let heard = log.heard();
-        let caught_up = log.is_healthy();
         if !live.is_at_end() {
             return Next::Live(live);
         }
         if let Some((_, cursor)) = heard.filter(|(place, _)| *place >= live.place()) {
             self.cursor = cursor;
         }
-        if caught_up != self.told {
-            self.tell_cursor(caught_up).await;
-            return Next::Live(live);
-        }
         // Nothing for this client for a while. If the log has gone on, it should know where to resume.
-        let deadline = self.told_at + group.model.options.cursor_interval;
-        if deadline <= Instant::now() {
-            self.told_at = Instant::now();
-            if self.told && self.cursor != self.told_cursor {
-                self.tell_cursor(true).await;
-            }
-            return Next::Live(live);
+        if caught_up != self.told || (caught_up && self.cursor != self.told_cursor) {
+            self.tell_cursor(caught_up).await;
         }
-        let _ = timeout_at(deadline, live.news()).await;
+        self.told_at = Instant::now();
         Next::Live(live)
     }
 }

@@ -373,6 +373,16 @@ on_every_target! {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_entity_that_is_named_twice_is_told_of_once() {
+    let zoo = guarded(TestDatabase::sqlite()).await;
+    let twice = "subscription { changes(entities: [\"animal\", \"animal\"]) { upToDate changes { operation } } }";
+    let mut events = zoo.subscribe_as(&keeper(1), twice, json!({})).await.unwrap();
+    opened(&mut events).await;
+    zoo.recorder.execute_unprepared("UPDATE animal SET tame = TRUE WHERE name = 'leo'").await.unwrap();
+    assert_eq!(events.changes().await, json!([{ "operation": "UPDATE" }]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_live_query_shows_what_may_be_read() {
     let zoo = guarded(TestDatabase::sqlite()).await;
     let query = "subscription { animal(orderBy: { name: ASC }) { nodes { name } aggregate { count } } }";
