@@ -32,7 +32,7 @@ impl PredicateId {
 /// Predicates on the rows of one entity.
 #[derive(Debug, Default)]
 pub struct PredicateIndex {
-    predicates: Vec<Option<Predicate>>,
+    predicates: Vec<Option<Indexed>>,
     free: Vec<PredicateId>,
     /// What is looked up of an image by hash, and by how many ways in.
     lookups: Vec<(Lookup, usize)>,
@@ -41,6 +41,13 @@ pub struct PredicateIndex {
     /// Those without a way in.
     rest: BTreeSet<PredicateId>,
     hasher: RandomState,
+}
+
+/// A predicate, and how it is found: `None` where it has no way in.
+#[derive(Debug)]
+struct Indexed {
+    predicate: Predicate,
+    ways: Option<Box<[Way]>>,
 }
 
 /// What of an image is looked up by hash.
@@ -57,6 +64,7 @@ enum Lookup {
 }
 
 /// A condition that a row which passes may meet.
+#[derive(Debug, Clone)]
 enum Way {
     Hashed(Lookup, u64),
     Within(Operand, Range),
@@ -65,25 +73,25 @@ enum Way {
 impl PredicateIndex {
     /// Adds a predicate.
     pub fn insert(&mut self, predicate: Predicate) -> PredicateId {
-        let ways = self.ways(&predicate.0);
+        let ways = self.ways(&predicate.0).map(Vec::into_boxed_slice);
         let id = self.free.pop().unwrap_or_else(|| {
             let next = u32::try_from(self.predicates.len()).expect("there is memory for so many");
             self.predicates.push(None);
             PredicateId(next)
         });
-        self.predicates[id.index()] = Some(predicate);
-        match ways {
-            Some(ways) => ways.into_iter().for_each(|way| self.open(way, id)),
+        match &ways {
+            Some(ways) => ways.iter().for_each(|way| self.open(way.clone(), id)),
             None => drop(self.rest.insert(id)),
         }
+        self.predicates[id.index()] = Some(Indexed { predicate, ways });
         id
     }
 
     /// Removes a predicate.
     pub fn remove(&mut self, id: PredicateId) {
-        let Some(predicate) = self.predicates.get_mut(id.index()).and_then(Option::take) else { return };
-        match self.ways(&predicate.0) {
-            Some(ways) => ways.into_iter().for_each(|way| self.close(&way, id)),
+        let Some(Indexed { ways, .. }) = self.predicates.get_mut(id.index()).and_then(Option::take) else { return };
+        match ways {
+            Some(ways) => ways.iter().for_each(|way| self.close(way, id)),
             None => drop(self.rest.remove(&id)),
         }
         self.free.push(id);
@@ -114,7 +122,7 @@ impl PredicateIndex {
         found.extend(&self.rest);
         found.sort_unstable();
         found.dedup();
-        found.retain(|id| self.predicates[id.index()].as_ref().is_some_and(|predicate| predicate.matches(image)));
+        found.retain(|id| self.predicates[id.index()].as_ref().is_some_and(|known| known.predicate.matches(image)));
     }
 
     fn open(&mut self, way: Way, id: PredicateId) {
@@ -216,8 +224,22 @@ impl PredicateIndex {
         }
         let bounded = bounded.into_iter().map(|(operand, range)| vec![Way::Within(operand.clone(), range)]);
         let others = parts.iter().filter(|part| range(part).is_none()).filter_map(|part| self.ways(part));
-        // What lets the fewest rows through is not known; an equality is likely to.
-        others.chain(bounded).min_by_key(|ways| (ways.iter().map(Way::width).max(), ways.len()))
+        // What lets the fewest rows through is not known; an equality is likely to, unless many ask for the same.
+        others.chain(bounded).min_by_key(|ways| {
+            (ways.iter().map(|way| self.crowd(way)).max(), ways.iter().map(Way::width).max(), ways.len())
+        })
+    }
+
+    /// How many others whoever comes this way finds, as a power of two. Of ranges only that is known which is likely: few lie upon each other, and
+    /// more of those without an end.
+    fn crowd(&self, way: &Way) -> u32 {
+        const RANGE: u32 = 4;
+        const HALF_OPEN: u32 = 8;
+        match way {
+            Way::Hashed(_, hash) => self.hashed.get(hash).map_or(0, |ids| ids.len().ilog2() + 1),
+            Way::Within(_, Range { low: Some(_), high: Some(_) }) => RANGE,
+            Way::Within(..) => HALF_OPEN,
+        }
     }
 
     fn hash_of(&self, lookup: &Lookup, image: &Image) -> Option<u64> {
