@@ -252,7 +252,10 @@ impl Server {
         if tokio::time::timeout(shared.options.shutdown_timeout, shared.connections.wait()).await.is_err() {
             tracing::warn!("some connections did not end in time");
         }
-        shared.api.recorder().close().await;
+        // What still runs on the database's connections is waited for as long, and no longer.
+        if tokio::time::timeout(shared.options.shutdown_timeout, shared.api.recorder().close()).await.is_err() {
+            tracing::warn!("some connections to the database did not end in time");
+        }
     }
 }
 
