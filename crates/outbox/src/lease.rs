@@ -63,6 +63,14 @@ impl Lease {
         Self::acquire_on(recorder.database(), name, ttl).await
     }
 
+    /// Whether somebody holds a lease.
+    pub(crate) async fn is_held(database: &dyn Database, name: &str) -> Result<bool> {
+        let backend = database.dialect().backend();
+        let held = format!("SELECT token FROM tidewire_lease WHERE name = ? AND expires > {}", now(backend));
+        let held = own(backend, &held, [name.into()]);
+        Ok(database.connection().query_one_raw(held).await?.is_some())
+    }
+
     /// Takes a lease if nobody holds it.
     ///
     /// # Errors
@@ -178,6 +186,15 @@ fn holder() -> String {
     uuid::Uuid::new_v4().to_string()
 }
 
+/// The database's clock, in milliseconds.
+fn now(backend: DbBackend) -> &'static str {
+    match backend {
+        DbBackend::Postgres => "(extract(epoch FROM clock_timestamp()) * 1000)::bigint",
+        DbBackend::MySql => "(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(3)) DIV 1000)",
+        _ => "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)",
+    }
+}
+
 /// A lease as it stands in the table.
 #[derive(Debug, Clone)]
 struct Row {
@@ -198,15 +215,6 @@ impl Row {
         [self.name.as_str().into(), self.holder.as_str().into(), self.token.into()]
     }
 
-    /// The database's clock, in milliseconds.
-    fn now(&self) -> &'static str {
-        match self.backend() {
-            DbBackend::Postgres => "(extract(epoch FROM clock_timestamp()) * 1000)::bigint",
-            DbBackend::MySql => "(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(3)) DIV 1000)",
-            _ => "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)",
-        }
-    }
-
     /// Gives a row while the lease is held, and keeps others from taking it until the transaction ends. SQLite has one writer anyway.
     fn fence(&self) -> String {
         let lock = match self.backend() {
@@ -214,7 +222,7 @@ impl Row {
             DbBackend::MySql => " LOCK IN SHARE MODE",
             _ => "",
         };
-        let now = self.now();
+        let now = now(self.backend());
         format!(
             "SELECT token FROM tidewire_lease WHERE name = ? AND holder = ? AND token = ? AND expires > {now}{lock}"
         )
@@ -230,13 +238,11 @@ impl Row {
 
     /// Takes the lease if nobody holds it; answers the row with its token.
     async fn take(mut self) -> Result<Option<Self>> {
-        let (backend, now) = (self.backend(), self.now());
         // A look costs no turn on SQLite's one writer.
-        let held = format!("SELECT token FROM tidewire_lease WHERE name = ? AND expires > {now}");
-        let held = own(backend, &held, [self.name.as_str().into()]);
-        if self.database.connection().query_one_raw(held).await?.is_some() {
+        if Lease::is_held(&*self.database, &self.name).await? {
             return Ok(None);
         }
+        let (backend, now) = (self.backend(), now(self.backend()));
         let session = self.session().await?;
         let there = match backend {
             DbBackend::MySql => "INSERT IGNORE INTO tidewire_lease (name, holder, token, expires) VALUES (?, '', 0, 0)",
@@ -262,7 +268,7 @@ impl Row {
     /// Answers whether it was still held.
     async fn renew(&self) -> Result<bool> {
         let session = self.session().await?;
-        let now = self.now();
+        let now = now(self.backend());
         let renew = format!(
             "UPDATE tidewire_lease SET expires = {now} + ? WHERE name = ? AND holder = ? AND token = ? AND expires > {now}"
         );

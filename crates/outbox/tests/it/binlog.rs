@@ -371,8 +371,12 @@ async fn captures_change_places_without_a_gap() {
         async move {
             let mut written = 0;
             while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                run(&program, &format!("INSERT INTO food (name) VALUES ('{written}')")).await;
-                written += 1;
+                let insert = format!("INSERT INTO food (name) VALUES ('{written}')");
+                match program.execute_unprepared(&insert).await {
+                    Ok(_) => written += 1,
+                    // A statement that has waited for the table may find triggers whose tables it has not opened: the server refuses it then.
+                    Err(error) => assert!(error.to_string().contains("tidewire_barrier"), "{error}"),
+                }
             }
             written
         }

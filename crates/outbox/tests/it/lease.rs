@@ -4,7 +4,10 @@ use std::time::{Duration, Instant};
 
 use sea_orm::{ActiveModelTrait, EntityTrait, PaginatorTrait, Set, TransactionSession, TransactionTrait};
 use tidewire_outbox::{ErrorKind, Lease, Recorder};
-use tidewire_testkit::{on_every_target, soon, zoo::food};
+use tidewire_testkit::{
+    Target, on_every_target, soon,
+    zoo::{self, food},
+};
 
 use crate::support::{Zoo, run};
 
@@ -127,5 +130,31 @@ on_every_target! {
         expire(&zoo.recorder).await;
         soon(next.lost()).await;
         assert!(next.is_lost());
+    }
+}
+
+/// Whoever needs all that has been written waits longer while a node is at reading it than where none is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_is_read_slowly_is_waited_for() {
+    for target in [Target::PostgresLog, Target::MariadbLog] {
+        let Some(database) = target.database().await else { continue };
+        let zoo = Zoo::of(database).await;
+        let before = zoo.recorder.log().position().await.unwrap();
+        zoo.recorder.close().await;
+        let other = Recorder::connect(zoo.database.url(), zoo::registry()).await.unwrap();
+        run(&zoo.database.plain().await, "INSERT INTO food (name) VALUES ('meat')").await;
+        // The reader of the log, as others see it.
+        let reader = Lease::acquire(&other, "capture", Duration::from_secs(4)).await.unwrap();
+        let position = tokio::spawn({
+            let other = other.clone();
+            async move { other.log().position().await }
+        });
+        tokio::time::sleep(Duration::from_secs(12)).await;
+        assert!(!position.is_finished(), "{target:?}");
+        other.start_capture().await.unwrap();
+        reader.release().await.unwrap();
+        let position = soon(position).await.unwrap().unwrap();
+        assert!(position.covers(&before) && !before.covers(&position), "{target:?}");
+        other.close().await;
     }
 }

@@ -70,8 +70,11 @@ use crate::{
 const LEASE: &str = "capture";
 const LEASE_TTL: Duration = Duration::from_secs(4);
 
-/// How long a reader waits for the log to be read to a place, and how often it looks at most.
-const ARRIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a reader waits for the log to be read to a place: while its reading is in trouble, while nobody reads it, and while somebody does, who may
+/// have much of others to pass over. And how often it looks at most.
+const ARRIVE_TROUBLED: Duration = Duration::from_secs(1);
+const ARRIVE_UNREAD: Duration = Duration::from_secs(10);
+const ARRIVE_TIMEOUT: Duration = Duration::from_secs(60);
 const ARRIVE_POLL: Duration = Duration::from_millis(20);
 
 /// How long it waits for a reader in its own process, which sees everything, before it writes a mark.
@@ -190,6 +193,8 @@ pub(super) async fn arrive(database: &Mysql) -> Result<()> {
 
 async fn arrive_at(database: &Mysql, wanted: Place) -> Result<()> {
     let began = Instant::now();
+    // When somebody was last known to read it.
+    let mut read = began;
     let mut appended = database.binlog.appended.subscribe();
     let mut pause = Duration::from_millis(1);
     let mut marked = false;
@@ -205,10 +210,13 @@ async fn arrive_at(database: &Mysql, wanted: Place) -> Result<()> {
             return Ok(());
         }
         database.binlog.note_trouble(row.get(1));
-        if let Some(trouble) = database.binlog.trouble().filter(|_| began.elapsed() > ARRIVE_TIMEOUT / 10) {
+        if let Some(trouble) = database.binlog.trouble().filter(|_| began.elapsed() > ARRIVE_TROUBLED) {
             return Err(Error::new(ErrorKind::Busy, trouble));
         }
-        if began.elapsed() > ARRIVE_TIMEOUT {
+        let is_late = read.elapsed() > ARRIVE_UNREAD;
+        if is_late && began.elapsed() < ARRIVE_TIMEOUT && Lease::is_held(database, LEASE).await? {
+            read = Instant::now();
+        } else if is_late {
             return Err(Error::new(
                 ErrorKind::Busy,
                 "the binary log has not been read up to now. Is a program running that reads it (`tidewire serve`, or one that calls \

@@ -86,8 +86,11 @@ const PACE: Duration = Duration::from_millis(5);
 /// How far the log may grow without a change of ours before its place is noted all the same.
 const IDLE_BYTES: u64 = 256 << 10;
 
-/// How long a reader waits for the log to be read to a place, and how often it looks at most.
-const ARRIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a reader waits for the log to be read to a place: while its reading is in trouble, while nobody reads it, and while somebody does, who may
+/// have much of others to pass over. And how often it looks at most.
+const ARRIVE_TROUBLED: Duration = Duration::from_secs(1);
+const ARRIVE_UNREAD: Duration = Duration::from_secs(10);
+const ARRIVE_TIMEOUT: Duration = Duration::from_secs(60);
 const ARRIVE_POLL: Duration = Duration::from_millis(20);
 
 /// How often the slot is looked at.
@@ -175,6 +178,8 @@ pub(super) async fn status(conn: &mut PgConnection) -> Result<LogStatus> {
 pub(super) async fn arrive(database: &Postgres, place: Option<u64>) -> Result<()> {
     database.connections.need_direct(WHAT)?;
     let began = Instant::now();
+    // When somebody was last known to read it.
+    let mut read = began;
     let mut appended = database.log.appended.subscribe();
     let mut pause = Duration::from_millis(1);
     let mut wanted = place;
@@ -191,10 +196,13 @@ pub(super) async fn arrive(database: &Postgres, place: Option<u64>) -> Result<()
             return Ok(());
         }
         database.log.note_trouble(row.get(1));
-        if let Some(trouble) = database.log.trouble().filter(|_| began.elapsed() > ARRIVE_TIMEOUT / 10) {
+        if let Some(trouble) = database.log.trouble().filter(|_| began.elapsed() > ARRIVE_TROUBLED) {
             return Err(Error::new(ErrorKind::Busy, trouble));
         }
-        if began.elapsed() > ARRIVE_TIMEOUT {
+        let is_late = read.elapsed() > ARRIVE_UNREAD;
+        if is_late && began.elapsed() < ARRIVE_TIMEOUT && Lease::is_held(database, LEASE).await? {
+            read = Instant::now();
+        } else if is_late {
             return Err(Error::new(
                 ErrorKind::Busy,
                 "the database's log has not been read up to now. Is a program running that reads it (`tidewire serve`, \
