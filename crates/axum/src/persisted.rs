@@ -1,8 +1,9 @@
 //! Operations that the server knows beforehand, so that clients name them by their hash.
 
-use std::{collections::HashMap, fmt::Write, fs, io, path::Path, sync::Arc};
+use std::{collections::HashMap, fs, io, path::Path, sync::Arc};
 
-use sha2::{Digest, Sha256};
+use data_encoding::HEXLOWER;
+use ring::digest::{SHA256, digest};
 
 use crate::parameters::Problem;
 
@@ -68,11 +69,7 @@ impl Persisted {
 }
 
 fn hash(text: &str) -> String {
-    Sha256::digest(text).iter().fold(String::with_capacity(64), |mut hash, byte| {
-        // Writing to a string succeeds.
-        let _ = write!(hash, "{byte:02x}");
-        hash
-    })
+    HEXLOWER.encode(digest(&SHA256, text.as_bytes()).as_ref())
 }
 
 fn read_folder(folder: &Path) -> io::Result<HashMap<String, String>> {

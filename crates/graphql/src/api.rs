@@ -292,21 +292,27 @@ impl Inner {
     /// A request's document, which is valid and asks for no more than is allowed; and makes the request's variables ready for it.
     fn known(&self, request: &mut Request) -> Result<Arc<Known>, Response> {
         let options = &self.model.options;
-        limits::check_text(&request.query, options).map_err(Response::refused)?;
+        let known = self.documents.get(&request.query, request.operation_name.as_deref());
+        // A text that is known has been looked at.
+        if known.is_none() {
+            limits::check_text(&request.query, options).map_err(Response::refused)?;
+        }
         limits::check_variables(&request.variables, options).map_err(Response::refused)?;
-        let known = self.find(request)?;
+        let known = match known {
+            Some(known) => {
+                texts_to_integers(&known, &self.schema, &mut request.variables);
+                known
+            }
+            None => self.read(request)?,
+        };
         limits::check_complexity(&known, self.schema.registry(), &request.variables, options)
             .map_err(Response::refused)?;
         Ok(known)
     }
 
-    /// Finds a request's document among the known ones, or parses and validates it.
-    fn find(&self, request: &mut Request) -> Result<Arc<Known>, Response> {
+    /// Parses a request's document, validates it and remembers it.
+    fn read(&self, request: &mut Request) -> Result<Arc<Known>, Response> {
         let operation_name = request.operation_name.as_deref();
-        if let Some(known) = self.documents.get(&request.query, operation_name) {
-            texts_to_integers(&known, &self.schema, &mut request.variables);
-            return Ok(known);
-        }
         let parsed = async_graphql::parser::parse_query(&request.query).map_err(|error| {
             let mut error = ServerError::from(error);
             // The parser draws the line where it stopped; what it expected there stands behind.

@@ -42,9 +42,11 @@ const MOST: usize = 64;
 #[derive(Clone)]
 pub struct Jwks(Arc<Shared>);
 
+type HttpClient = Client<HttpsConnector<HttpConnector>, Empty<Bytes>>;
+
 struct Shared {
     url: Uri,
-    client: Client<HttpsConnector<HttpConnector>, Empty<Bytes>>,
+    client: HttpClient,
     refresh: Duration,
     pause: Duration,
     patience: Duration,
@@ -67,16 +69,8 @@ impl Jwks {
         if !spoken || url.host().is_none_or(str::is_empty) {
             return Err(InvalidKey("keys are published at a URL of `https:` or `http:`"));
         }
-        Ok(Self(Arc::new(Shared {
-            url,
-            client: client()?,
-            refresh: Duration::from_secs(300),
-            pause: Duration::from_secs(10),
-            patience: Duration::from_secs(5),
-            keys: RwLock::default(),
-            asked: Mutex::default(),
-            watched: OnceLock::new(),
-        })))
+        let [refresh, pause, patience] = [300, 10, 5].map(Duration::from_secs);
+        Ok(Self(Arc::new(Shared::new(url, client()?, refresh, pause, patience))))
     }
 
     /// The same, asked for each `refresh` (default 5 min), at most each `pause` (10 s), and for an answer within `patience` (5 s). Nothing is
@@ -84,16 +78,7 @@ impl Jwks {
     #[must_use]
     pub fn timed(self, refresh: Duration, pause: Duration, patience: Duration) -> Self {
         let Shared { url, client, .. } = &*self.0;
-        Self(Arc::new(Shared {
-            url: url.clone(),
-            client: client.clone(),
-            refresh,
-            pause,
-            patience,
-            keys: RwLock::default(),
-            asked: Mutex::default(),
-            watched: OnceLock::new(),
-        }))
+        Self(Arc::new(Shared::new(url.clone(), client.clone(), refresh, pause, patience)))
     }
 
     /// Fetches the keys and tells how many of them can be used.
@@ -127,6 +112,12 @@ impl Jwks {
 }
 
 impl Shared {
+    /// Of which nothing is known yet.
+    fn new(url: Uri, client: HttpClient, refresh: Duration, pause: Duration, patience: Duration) -> Self {
+        let (keys, asked, watched) = Default::default();
+        Self { url, client, refresh, pause, patience, keys, asked, watched }
+    }
+
     fn named(&self, id: Option<&str>) -> Option<Vec<TokenKey>> {
         let keys = self.keys.read().expect("nobody panics with it").clone()?;
         Some(keys.iter().filter(|key| key.is_named(id)).cloned().collect())
@@ -184,7 +175,7 @@ async fn watch(shared: Weak<Shared>) {
 }
 
 /// A client that trusts whom the system trusts, or where that names nobody, whom Mozilla does.
-fn client() -> Result<Client<HttpsConnector<HttpConnector>, Empty<Bytes>>, InvalidKey> {
+fn client() -> Result<HttpClient, InvalidKey> {
     let config = || {
         ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()

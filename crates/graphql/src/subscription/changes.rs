@@ -2,20 +2,22 @@ use std::{
     collections::{BTreeSet, HashMap, VecDeque},
     fmt,
     sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
-    time::Duration,
 };
 
 use async_graphql::{Value as ConstValue, Variables};
 use sea_orm::sea_query::Value;
 use tidewire_outbox::{
     Audience, Change, Cursor, EntityId, EventKind, Filter, Image, Item, News, Operation, Seat, Transaction, Wants,
-    cell, classify,
+    cell,
     filter::{Comparison, Predicate},
     json::Scanner,
 };
 use tokio::sync::OnceCell;
 
-use super::hits::{Hit, Hits};
+use super::{
+    RETRY,
+    hits::{Hit, Hits},
+};
 use crate::{
     error::ApiError,
     frame::{Hole, Template},
@@ -27,9 +29,6 @@ use crate::{
     policy::{Access, Action, Usage},
     wire::write_string,
 };
-
-/// How long to wait before a read that failed is tried again.
-pub(super) const RETRY: Duration = Duration::from_millis(250);
 
 /// Where a subscriber starts.
 #[derive(Debug, Clone)]
@@ -83,7 +82,10 @@ pub(super) struct ChangeGroup {
     pub(super) model: Arc<Model>,
     plan: Arc<Plan>,
     access: Arc<Access>,
-    pub(super) sees: Sees,
+    /// Which rows of which entity a snapshot has; none where the group is told of several entities.
+    pub(super) shape: Option<(EntityId, Filter)>,
+    /// Which changes the group sees, as far as rows go.
+    wants: Wants,
     /// Which rows of an entity the policy lets the group see, where it does not let it see all.
     sights: HashMap<EntityId, Predicate>,
     operations: Option<Vec<Operation>>,
@@ -98,7 +100,7 @@ pub(super) struct ChangeGroup {
 }
 
 /// The event that a transaction makes, once it is written; `None` where it makes none.
-pub(super) type Rendered = OnceCell<Option<Shared>>;
+type Rendered = OnceCell<Option<Shared>>;
 
 /// An event that all of the group get.
 #[derive(Debug, Clone)]
@@ -114,14 +116,6 @@ impl Shared {
     pub(super) fn size(&self) -> usize {
         self.template.text.len()
     }
-}
-
-/// Which changes a group sees.
-pub(super) enum Sees {
-    /// Rows that pass the filter, which the policy is part of.
-    Shape { entity: EntityId, predicate: Predicate, filter: Filter },
-    /// All rows that the policy lets the group see.
-    Entities(Vec<EntityId>),
 }
 
 /// What one event is made of.
@@ -191,11 +185,9 @@ impl ChangeGroup {
         let Plan::Subscription(stream) = &*plan else { return Err(ApiError::bad_input("this is no subscription")) };
         let mut nodes = Vec::new();
         let mut operations = None;
-        let sees = match &stream.field {
+        let (shape, entities) = match &stream.field {
             StreamField::Live(_) => return Err(ApiError::bad_input("this is no subscription to changes")),
-            StreamField::AllChanges { arguments, .. } => {
-                Sees::Entities(entities(&model, &access, arguments, &variables)?)
-            }
+            StreamField::AllChanges { arguments, .. } => (None, entities(&model, &access, arguments, &variables)?),
             StreamField::Changes { entity, arguments, fields } => {
                 let arguments = arguments.resolve(&variables);
                 let meta = model.catalog().entity(*entity);
@@ -217,14 +209,15 @@ impl ChangeGroup {
                     }
                     nodes.push((prepared, items));
                 }
-                let predicate = model.log().predicate(meta, &filter).await?;
-                Sees::Shape { entity: *entity, predicate, filter }
+                (Some((*entity, filter)), vec![*entity])
             }
         };
-        let sights = sights(&model, &access, &sees).await?;
-        let wants = match &sees {
-            Sees::Shape { entity, predicate, .. } => Wants::rows(*entity, predicate.clone()),
-            Sees::Entities(entities) => entities.iter().fold(Wants::default(), |wants, entity| {
+        let sights = sights(&model, &access, &entities).await?;
+        let wants = match &shape {
+            Some((entity, filter)) => {
+                Wants::rows(*entity, model.log().predicate(model.catalog().entity(*entity), filter).await?)
+            }
+            None => entities.iter().fold(Wants::default(), |wants, entity| {
                 wants.and(match sights.get(entity) {
                     Some(sight) => Wants::rows(*entity, sight.clone()),
                     None => Wants::entities([*entity]),
@@ -235,7 +228,8 @@ impl ChangeGroup {
             model,
             plan: Arc::clone(&plan),
             access,
-            sees,
+            shape,
+            wants: wants.clone(),
             sights,
             operations,
             nodes,
@@ -261,14 +255,14 @@ impl ChangeGroup {
     }
 
     /// What a hit tells. `Err` where its transaction is in the ring no longer.
-    pub(super) async fn hit(&self, number: u64, hit: &Hit) -> Result<Option<Shared>, Gone> {
+    pub(super) async fn hit(&self, number: u64, hit: &Hit) -> Result<Shared, Gone> {
         let write = || async {
             let transaction = self.model.log().transaction(hit.place).ok_or(Gone)?;
             let seen: Vec<_> =
                 hit.changes.iter().filter_map(|(at, kind)| self.means(&transaction.changes[*at], *kind)).collect();
             let event = self.write(Some(&transaction.cursor), None, &seen).await;
             self.hits.written(number, event.size());
-            Ok(Some(event))
+            Ok(event)
         };
         hit.event.get_or_try_init(write).await.cloned()
     }
@@ -297,26 +291,12 @@ impl ChangeGroup {
     }
 
     async fn render(&self, transaction: &Transaction) -> Option<Shared> {
-        let seen: Vec<Seen<'_>> = transaction.changes.iter().filter_map(|change| self.see(change)).collect();
+        let seen: Vec<Seen<'_>> =
+            transaction.changes.iter().filter_map(|change| self.means(change, self.wants.meaning(change)?)).collect();
         if seen.is_empty() {
             return None;
         }
         Some(self.write(Some(&transaction.cursor), None, &seen).await)
-    }
-
-    fn see<'a>(&self, change: &'a Change) -> Option<Seen<'a>> {
-        let sight = self.sights.get(&change.entity);
-        let kind = match &self.sees {
-            Sees::Shape { entity, predicate, .. } if *entity == change.entity => classify(predicate, change)?,
-            Sees::Entities(entities) if entities.contains(&change.entity) => match (sight, change.operation) {
-                (Some(sight), _) => classify(sight, change)?,
-                (None, Operation::Insert) => EventKind::Enter,
-                (None, Operation::Update) => EventKind::Update,
-                (None, Operation::Delete) => EventKind::Leave,
-            },
-            _ => return None,
-        };
-        self.means(change, kind)
     }
 
     /// A change of what the group wants, if it was asked for.
@@ -550,11 +530,11 @@ impl ChangeGroup {
 }
 
 /// Which rows of an entity the policy lets a group see, for entities of which it does not let it see all.
-async fn sights(model: &Model, access: &Access, sees: &Sees) -> Result<HashMap<EntityId, Predicate>, ApiError> {
-    let entities = match sees {
-        Sees::Shape { entity, .. } => std::slice::from_ref(entity),
-        Sees::Entities(entities) => entities,
-    };
+async fn sights(
+    model: &Model,
+    access: &Access,
+    entities: &[EntityId],
+) -> Result<HashMap<EntityId, Predicate>, ApiError> {
     let mut sights = HashMap::new();
     for &entity in entities {
         let rows = access.rows(Action::Read, entity, &model.names)?;
@@ -670,7 +650,7 @@ fn entities(
 impl ChangeGroup {
     /// A row of a snapshot, as a row that enters.
     pub(super) fn row<'a>(&self, image: &'a Image) -> Option<Seen<'a>> {
-        let Sees::Shape { entity, .. } = &self.sees else { return None };
+        let (entity, _) = self.shape.as_ref()?;
         Some(Seen { kind: EventKind::Enter, change: None, entity: *entity, before: None, after: Some(image) })
     }
 }

@@ -4,9 +4,9 @@ use std::{
 };
 
 use tidewire_outbox::EventKind;
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 
-use super::changes::Rendered;
+use super::changes::Shared;
 
 /// The transactions that mean something to a group and that some of its live subscribers have yet to take.
 ///
@@ -27,7 +27,7 @@ pub(super) struct Hit {
     /// Which of its changes, by their indexes, and what they mean.
     pub(super) changes: Arc<[(usize, EventKind)]>,
     /// The event that it makes, written by whoever comes to it first.
-    pub(super) event: Arc<Rendered>,
+    pub(super) event: Arc<OnceCell<Shared>>,
 }
 
 #[derive(Default)]

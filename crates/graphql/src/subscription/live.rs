@@ -1,7 +1,6 @@
 use std::{
     collections::BTreeSet,
     sync::{Arc, Weak, atomic::Ordering},
-    time::Duration,
 };
 
 use async_graphql::Variables;
@@ -9,7 +8,7 @@ use futures_util::Stream;
 use tidewire_outbox::{Audience, EntityId, Having, Item, News, Select, Wants};
 use tokio::sync::{Notify, watch};
 
-use super::{Counters, Open};
+use super::{Counters, Open, RETRY};
 use crate::{
     error::ApiError,
     frame::{Frame, Template},
@@ -17,9 +16,6 @@ use crate::{
     plan::{Plan, PreparedList, StreamField},
     policy::Access,
 };
-
-/// How long to wait before a query that failed is tried again.
-const RETRY: Duration = Duration::from_millis(250);
 
 /// Subscribers of one live query. A task keeps the result; subscribers are told when it is another.
 pub(super) struct LiveGroup {

@@ -14,6 +14,7 @@ use std::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use async_graphql::Variables;
@@ -28,6 +29,9 @@ use crate::{
     plan::{Plan, StreamField},
     policy::{Access, Scope},
 };
+
+/// How long to wait before a read that failed is tried again.
+const RETRY: Duration = Duration::from_millis(250);
 
 /// All subscriptions of an API.
 pub(crate) struct Subscriptions {

@@ -6,12 +6,12 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use futures_util::Stream;
-use tidewire_outbox::{Cursor, Follower, ResyncReason, Snapshot, Step};
+use tidewire_outbox::{Cursor, Error, Follower, ResyncReason, Snapshot, Step};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
-    Open,
-    changes::{ChangeGroup, Gone, RETRY, Sees, Shared, Start},
+    Open, RETRY,
+    changes::{ChangeGroup, Gone, Shared, Start},
     hits::Live,
 };
 use crate::{error::ApiError, frame::Frame};
@@ -136,25 +136,17 @@ impl Subscriber {
                 self.cursor = now;
                 Next::CatchUp
             }
-            Err(error) => {
-                tracing::warn!(%error, "the log could not be read; trying again");
-                sleep(RETRY).await;
-                Next::Resync(reason)
-            }
+            Err(error) => again(&error, "the log could not be read", Next::Resync(reason)).await,
         }
     }
 
     async fn open_snapshot(&mut self) -> Next {
-        let Sees::Shape { entity, filter, .. } = &self.group.sees else { return Next::CatchUp };
+        let Some((entity, filter)) = &self.group.shape else { return Next::CatchUp };
         let model = &self.group.model;
         let entity = model.catalog().entity(*entity);
         match model.log().snapshot(entity, filter.clone(), model.options.snapshot_rows).await {
             Ok(snapshot) => Next::Snapshot(Box::new(snapshot)),
-            Err(error) => {
-                tracing::warn!(%error, "a snapshot could not be opened; trying again");
-                sleep(RETRY).await;
-                Next::OpenSnapshot
-            }
+            Err(error) => again(&error, "a snapshot could not be opened", Next::OpenSnapshot).await,
         }
     }
 
@@ -164,9 +156,7 @@ impl Subscriber {
             Ok(images) => images.unwrap_or_default(),
             Err(error) => {
                 // The rows that were sent belong to a moment that is lost.
-                tracing::warn!(%error, "a snapshot could not be read to its end; starting it again");
-                sleep(RETRY).await;
-                return Next::Resync("INTERRUPTED");
+                return again(&error, "a snapshot could not be read to its end", Next::Resync("INTERRUPTED")).await;
             }
         };
         let cursor = snapshot.is_ended().then(|| snapshot.cursor().clone());
@@ -184,11 +174,7 @@ impl Subscriber {
     async fn catch_up(&mut self) -> Next {
         match self.group.model.log().follow_all(self.cursor.clone()).await {
             Ok(follower) => Next::Follow(Box::new(follower)),
-            Err(error) => {
-                tracing::warn!(%error, "the log could not be read; trying again");
-                sleep(RETRY).await;
-                Next::CatchUp
-            }
+            Err(error) => again(&error, "the log could not be read", Next::CatchUp).await,
         }
     }
 
@@ -225,11 +211,7 @@ impl Subscriber {
                 ResyncReason::Oversized => "OVERSIZED",
             }),
             Ok(Step::Ended) => Next::End,
-            Err(error) => {
-                tracing::warn!(%error, "the log could not be read; trying again");
-                sleep(RETRY).await;
-                Next::Follow(follower)
-            }
+            Err(error) => again(&error, "the log could not be read", Next::Follow(follower)).await,
         }
     }
 
@@ -246,8 +228,7 @@ impl Subscriber {
             let (last, caught_up) = (hits.len() - 1, live.is_at_end() && log.is_healthy());
             for (index, (number, hit)) in hits.iter().enumerate() {
                 match group.hit(*number, hit).await {
-                    Ok(None) => {}
-                    Ok(Some(event)) => {
+                    Ok(event) => {
                         if let Some(cursor) = &event.cursor {
                             self.cursor.clone_from(cursor);
                         }
@@ -279,4 +260,11 @@ impl Subscriber {
         self.told_at = Instant::now();
         Next::Live(live)
     }
+}
+
+/// Waits for a while after a failure, and then does this.
+async fn again(error: &Error, problem: &str, next: Next) -> Next {
+    tracing::warn!(%error, "{problem}; trying again");
+    sleep(RETRY).await;
+    next
 }

@@ -10,9 +10,9 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
-use super::shape::EventKind;
+use super::shape::{EventKind, classify};
 use crate::{
-    change::{Change, Operation, Transaction},
+    change::{Change, Transaction},
     cursor::Cursor,
     filter::{Predicate, PredicateId, PredicateIndex},
     registry::EntityId,
@@ -38,6 +38,14 @@ impl Wants {
     pub fn and(mut self, others: Self) -> Self {
         self.0.extend(others.0);
         self
+    }
+
+    /// What a change means to whoever wants these; the same as is told of it, for who reads the log.
+    pub fn meaning(&self, change: &Change) -> Option<EventKind> {
+        self.0.iter().filter(|(entity, _)| *entity == change.entity).find_map(|(_, predicate)| match predicate {
+            Some(predicate) => classify(predicate, change),
+            None => Some(change.operation.into()),
+        })
     }
 }
 
@@ -204,11 +212,7 @@ impl State {
     }
 
     /// Which changes of the transactions mean something to whom.
-    fn meaning(
-        &mut self,
-        place: u64,
-        transactions: &[Arc<Transaction>],
-    ) -> impl Iterator<Item = (Arc<dyn Audience>, Vec<News>)> + use<> {
+    fn meaning(&mut self, place: u64, transactions: &[Arc<Transaction>]) -> Vec<(Arc<dyn Audience>, Vec<News>)> {
         let mut meaning = BTreeMap::<usize, Vec<News>>::new();
         for (place, transaction) in (place..).zip(transactions) {
             for (at, change) in transaction.changes.iter().enumerate() {
@@ -225,11 +229,8 @@ impl State {
                 });
             }
         }
-        let told: Vec<_> = meaning
-            .into_iter()
-            .filter_map(|(seat, news)| Some((self.seats[seat].as_ref()?.audience.upgrade()?, news)))
-            .collect();
-        told.into_iter()
+        let told = meaning.into_iter();
+        told.filter_map(|(seat, news)| Some((self.seats[seat].as_ref()?.audience.upgrade()?, news))).collect()
     }
 }
 
@@ -245,12 +246,7 @@ impl Wanted {
 
     /// Calls for each who wants a change, with what it means: rows enter that pass now, leave that passed, and change that did both.
     fn find(&self, change: &Change, found: &mut [Vec<PredicateId>; 2], mut each: impl FnMut(usize, EventKind)) {
-        let kind = match change.operation {
-            Operation::Insert => EventKind::Enter,
-            Operation::Update => EventKind::Update,
-            Operation::Delete => EventKind::Leave,
-        };
-        self.all.iter().for_each(|seat| each(*seat, kind));
+        self.all.iter().for_each(|seat| each(*seat, change.operation.into()));
         for (found, image) in found.iter_mut().zip([&change.before, &change.after]) {
             found.clear();
             if let Some(image) = image {

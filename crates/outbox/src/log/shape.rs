@@ -27,6 +27,17 @@ pub enum EventKind {
     Leave,
 }
 
+/// What a change means to those who see all rows.
+impl From<Operation> for EventKind {
+    fn from(operation: Operation) -> Self {
+        match operation {
+            Operation::Insert => Self::Enter,
+            Operation::Update => Self::Update,
+            Operation::Delete => Self::Leave,
+        }
+    }
+}
+
 /// What a change means to those who see only rows that pass a predicate. `None`: nothing.
 pub fn classify(predicate: &Predicate, change: &Change) -> Option<EventKind> {
     let passes = |image: &Option<Image>| image.as_ref().is_some_and(|image| predicate.matches(image));
