@@ -47,6 +47,12 @@ enum Command {
     Fanout,
     /// Ten thousand subscriptions that all want something else, and what idle ones weigh
     Distinct,
+    /// Ten thousand clients that come back at once, each with a cursor
+    Storm {
+        /// An empty PostgreSQL or MariaDB database; without it, an SQLite of its own
+        #[arg(long)]
+        database: Option<String>,
+    },
     /// Finding who wants a change among a million shapes
     Matching,
     /// From a commit to a client
@@ -103,6 +109,7 @@ fn main() -> Result<()> {
         }
         Command::Fanout => measure::one_thread()?.block_on(fanout::run()),
         Command::Distinct => measure::one_thread()?.block_on(fanout::distinct::run()),
+        Command::Storm { database } => measure::one_thread()?.block_on(fanout::storm::run(database.as_deref())),
         Command::Matching => measure::one_thread()?.block_on(matching::run()),
         Command::Latency => measure::threads()?.block_on(latency::run()),
         Command::Resume => measure::one_thread()?.block_on(resume::run()),

@@ -90,6 +90,17 @@ pub(crate) fn micros(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e6
 }
 
+/// Makes the demo in an empty database, with one project.
+pub(crate) async fn fill(recorder: &Recorder) -> Result<()> {
+    use migration::MigratorTrait;
+    migration::Migrator::up(recorder.unrecorded(), None).await.context("the database must be empty")?;
+    recorder.install_capture().await?;
+    let (name, email) = (Set("Ada".into()), Set("ada@example.org".into()));
+    entity::user::ActiveModel { name, email, ..Default::default() }.insert(recorder).await?;
+    entity::project::ActiveModel { name: Set("Harbour".into()), ..Default::default() }.insert(recorder).await?;
+    Ok(())
+}
+
 /// A database of the demo with one project, gone with the value.
 pub(crate) struct Demo {
     pub(crate) url: String,
@@ -99,20 +110,10 @@ pub(crate) struct Demo {
 
 impl Demo {
     pub(crate) async fn new() -> Result<Self> {
-        use migration::MigratorTrait;
         let folder = tempfile::tempdir()?;
         let url = format!("sqlite://{}?mode=rwc", folder.path().join("demo.db").display());
         let recorder = connect(&url).await?;
-        migration::Migrator::up(recorder.unrecorded(), None).await?;
-        recorder.check().await?;
-        let owner = entity::user::ActiveModel {
-            name: Set("Ada".into()),
-            email: Set("ada@example.org".into()),
-            ..Default::default()
-        };
-        owner.insert(&recorder).await?;
-        let project = entity::project::ActiveModel { name: Set("Harbour".into()), ..Default::default() };
-        project.insert(&recorder).await?;
+        fill(&recorder).await?;
         Ok(Self { url, recorder, _folder: folder })
     }
 

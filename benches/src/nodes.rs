@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use futures_util::future::try_join_all;
-use sea_orm::{ActiveModelTrait, ConnectionTrait, EntityTrait, Set};
+use sea_orm::{ConnectionTrait, EntityTrait, Set};
 use tidewire_axum::{Server, ServerOptions};
 use tidewire_graphql::Api;
 use tidewire_outbox::{Recorder, RecorderOptions};
@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 
 use crate::{
     latency::{next, subscribe},
-    measure::{median, quantile, row, task},
+    measure::{fill, median, quantile, row, task},
 };
 
 const WRITERS: usize = 8;
@@ -21,7 +21,9 @@ const ROUND: Duration = Duration::from_secs(3);
 
 /// In an empty database.
 pub(crate) async fn run(database: &str) -> Result<()> {
-    prepare(database).await?;
+    let recorder = node(database, true).await?;
+    fill(&recorder).await?;
+    recorder.close().await;
     println!("### Nodes: from a commit to a client\n");
     row(&["writes", "from", "told by", "p50, ms", "p99, ms", "longest, ms"]);
     row(&["---", "---", "---", "---:", "---:", "---:"]);
@@ -32,18 +34,6 @@ pub(crate) async fn run(database: &str) -> Result<()> {
     }
     println!("\n### Nodes: {WRITERS} writers at once, while another node follows\n");
     throughput(database).await
-}
-
-async fn prepare(database: &str) -> Result<()> {
-    use migration::MigratorTrait;
-    let recorder = node(database, true).await?;
-    migration::Migrator::up(recorder.unrecorded(), None).await.context("the database must be empty")?;
-    recorder.install_capture().await?;
-    let (name, email) = (Set("Ada".into()), Set("ada@example.org".into()));
-    entity::user::ActiveModel { name, email, ..Default::default() }.insert(&recorder).await?;
-    entity::project::ActiveModel { name: Set("Harbour".into()), ..Default::default() }.insert(&recorder).await?;
-    recorder.close().await;
-    Ok(())
 }
 
 /// From where to where, and how it is found.

@@ -2,13 +2,13 @@
 
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use futures_util::TryStreamExt;
-use sea_orm::{ActiveModelTrait, EntityTrait, Set};
+use sea_orm::EntityTrait;
 use sqlx::{Connection, MySqlConnection, PgConnection, Row};
 use tidewire_outbox::{Cursor, Recorder, Step};
 
-use crate::measure::{connect, cpu, median, row, task};
+use crate::measure::{connect, cpu, fill, median, row, task};
 
 const CHANGES: usize = 100_000;
 const ROUNDS: usize = 5;
@@ -46,13 +46,8 @@ pub(crate) async fn run(database: &str) -> Result<()> {
 }
 
 async fn prepare(database: &str) -> Result<Recorder> {
-    use migration::MigratorTrait;
     let recorder = connect(database).await?;
-    migration::Migrator::up(recorder.unrecorded(), None).await.context("the database must be empty")?;
-    recorder.install_capture().await?;
-    let (name, email) = (Set("Ada".into()), Set("ada@example.org".into()));
-    entity::user::ActiveModel { name, email, ..Default::default() }.insert(&recorder).await?;
-    entity::project::ActiveModel { name: Set("Harbour".into()), ..Default::default() }.insert(&recorder).await?;
+    fill(&recorder).await?;
     for chunk in 0..CHANGES / 10 {
         let rows = (0..10).map(|number| task(chunk * 10 + number));
         entity::task::Entity::insert_many(rows).exec_without_returning(&recorder).await?;

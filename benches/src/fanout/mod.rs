@@ -24,6 +24,7 @@ use self::client::Client;
 
 pub(crate) mod client;
 pub(crate) mod distinct;
+pub(crate) mod storm;
 
 /// Subscribers; changes a second while measuring cost; changes for each subscriber while measuring speed.
 const SIZES: [(usize, usize, usize); 3] = [(1, 2_000, 50_000), (1_000, 400, 500), (10_000, 40, 50)];

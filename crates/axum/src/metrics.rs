@@ -172,6 +172,11 @@ impl Collector for Snapshot {
             counter("captured_changes", "Changes that were ever recorded in the outbox", outbox.recorded)?;
         }
         counter("tail_reads", "Times that the tail asked the database what is new", self.tail.reads)?;
+        counter(
+            "outbox_reads",
+            "Times that the outbox was read for those whose place is not in memory",
+            self.tail.outbox_reads,
+        )?;
         if let Some(relay) = &self.tail.relay {
             counter("relay_published", "Stretches of the log that were given to others", relay.published)?;
             counter("relay_taken", "Stretches of the log that were taken from another process", relay.taken)?;
