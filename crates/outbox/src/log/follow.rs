@@ -104,7 +104,7 @@ impl Follower {
             match self.look(healthy) {
                 Look::Found(step) => return Ok(step),
                 Look::Nothing => self.changed().await,
-                Look::Behind => match &*self.log.chunk(&self.cursor, self.ring_end()).await? {
+                Look::Behind => match &*self.log.chunk(&self.cursor, &self.ring_end()).await? {
                     Read::Resync(reason) => return Ok(Step::Resync(*reason)),
                     Read::Transactions { transactions, end, reached_end } => {
                         self.cursor = end.clone();

@@ -5,6 +5,7 @@
 //! outbox until they are back in the ring, and one whose place has been removed by retention is told to start over.
 
 mod board;
+mod chunks;
 mod follow;
 mod places;
 #[cfg(feature = "relay-nats")]
@@ -16,7 +17,6 @@ mod tail;
 mod upstream;
 
 use std::{
-    collections::VecDeque,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -31,6 +31,7 @@ use tokio::sync::{OnceCell, watch};
 pub use self::relay::RelayOptions;
 use self::{
     board::Board,
+    chunks::Chunks,
     places::Places,
     ring::Ring,
     snapshot::Snapshots,
@@ -304,7 +305,9 @@ impl Log {
     /// # Errors
     /// [`ErrorKind::Busy`](crate::ErrorKind::Busy) and [`ErrorKind::Database`](crate::ErrorKind::Database) as they come.
     pub async fn prune(&self, before: Option<DateTime<Utc>>, keep: Option<u64>, limit: usize) -> Result<Pruned> {
-        self.inner.database.prune(before, keep, limit).await
+        let pruned = self.inner.database.prune(before, keep, limit).await?;
+        self.inner.chunks.clear();
+        Ok(pruned)
     }
 
     /// What the outbox holds.
@@ -436,62 +439,39 @@ impl Log {
         };
     }
 
-    /// Reads the outbox after a cursor, as far as the ring goes. Those who ask for the same place at the same time, as after a reconnect
-    /// storm, share one read.
-    async fn chunk(&self, after: &Cursor, ring_end: Cursor) -> Result<Arc<Read>> {
+    /// Reads the outbox after a cursor, as far as the ring goes. Those who come back at the same time, as after a reconnect storm, share reads: who
+    /// asks for the same place, and who asks for one that another has read past.
+    async fn chunk(&self, after: &Cursor, ring_end: &Cursor) -> Result<Arc<Read>> {
+        let (start, cell) = self.inner.chunks.nearest(after);
+        let chunk = self.read(&start, &cell, ring_end).await;
+        if start == *after {
+            return chunk;
+        }
+        match chunk.ok().and_then(|chunk| chunks::rest(&chunk, after)) {
+            Some(rest) => Ok(Arc::new(rest)),
+            None => self.read(after, &self.inner.chunks.begin(after), ring_end).await,
+        }
+    }
+
+    /// Reads what a cell is for, unless somebody has or is at it.
+    async fn read(&self, after: &Cursor, cell: &Arc<chunks::Cell>, ring_end: &Cursor) -> Result<Arc<Read>> {
         let until = Some(ring_end).filter(|end| end.covers(after));
-        let cell = self.inner.chunks.cell(after);
-        let chunk = cell
-            .get_or_try_init(|| async {
-                self.inner.chunks.reads.fetch_add(1, Ordering::Relaxed);
-                self.inner.database.read(after, until.as_ref(), self.inner.options.chunk_changes).await.map(Arc::new)
-            })
-            .await
-            .cloned();
-        // A resync is true of the moment only; an end that was reached may be passed by the next write; and what is large is not kept for those
-        // who may come.
-        let keeps = |read: &Read| match read {
-            Read::Transactions { transactions, reached_end: false, .. } => {
-                transactions.iter().map(|transaction| transaction.size()).sum::<usize>() <= Chunks::MAX_BYTES
+        let read = || async {
+            self.inner.chunks.reads.fetch_add(1, Ordering::Relaxed);
+            let chunk = self.inner.database.read(after, until, self.inner.options.chunk_changes).await?;
+            if chunks::is_kept(&chunk) {
+                let (log, after, cell) = (Arc::downgrade(&self.inner), after.clone(), Arc::clone(cell));
+                tokio::spawn(async move {
+                    tokio::time::sleep(chunks::KEPT).await;
+                    log.upgrade().inspect(|log| log.chunks.forget(&after, &cell));
+                });
             }
-            _ => false,
+            Ok(Arc::new(chunk))
         };
-        if !chunk.as_deref().is_ok_and(keeps) {
-            self.inner.chunks.forget(after, &cell);
+        let chunk = cell.get_or_try_init(read).await.cloned();
+        if !chunk.as_deref().is_ok_and(chunks::is_kept) {
+            self.inner.chunks.forget(after, cell);
         }
         chunk
-    }
-}
-
-/// Recent reads of the outbox by where they began.
-#[derive(Debug, Default)]
-struct Chunks {
-    recent: Mutex<VecDeque<(Cursor, Arc<Cell>)>>,
-    reads: AtomicU64,
-}
-
-type Cell = OnceCell<Arc<Read>>;
-
-impl Chunks {
-    const CAPACITY: usize = 16;
-    /// How large a chunk may be that is kept.
-    const MAX_BYTES: usize = 8 << 20;
-
-    fn cell(&self, after: &Cursor) -> Arc<Cell> {
-        let mut chunks = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, cell)) = chunks.iter().find(|(cursor, _)| cursor == after) {
-            return Arc::clone(cell);
-        }
-        if chunks.len() == Self::CAPACITY {
-            chunks.pop_front();
-        }
-        let cell = Arc::default();
-        chunks.push_back((after.clone(), Arc::clone(&cell)));
-        cell
-    }
-
-    fn forget(&self, after: &Cursor, cell: &Arc<Cell>) {
-        let mut chunks = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        chunks.retain(|(cursor, other)| cursor != after || !Arc::ptr_eq(other, cell));
     }
 }

@@ -324,6 +324,31 @@ on_every_target! {
     }
 }
 
+/// So do those who return from different places, where the places are numbers: whoever comes later finds what another has read past.
+#[tokio::test]
+async fn those_who_return_from_different_places_share_their_reads() {
+    let zoo = Zoo::new().await;
+    let start = zoo.recorder.log().position().await.unwrap();
+    for n in 0..50 {
+        add_food(&zoo.recorder, &n.to_string()).await;
+    }
+    let mut places = vec![start.clone()];
+    places.extend(zoo.transactions(start).await.iter().map(|transaction| transaction.cursor.clone()));
+    let other = Recorder::connect(zoo.database.url(), zoo::registry()).await.unwrap();
+    let followers = (0..1_000).map(|n| n * 7 % 50).map(|missing| {
+        let (log, place) = (other.log().clone(), places[50 - missing].clone());
+        tokio::spawn(async move {
+            let mut events = log.follow(Shape::of::<food::Entity>(), place).await.unwrap();
+            (names(&mut events).await, missing)
+        })
+    });
+    for follower in followers.collect::<Vec<_>>() {
+        let (names, missing) = soon(follower).await.unwrap();
+        assert_eq!(names, (50 - missing..50).map(|n| format!("+{n}")).collect::<Vec<_>>());
+    }
+    assert!(other.log().tail_stats().outbox_reads < 50, "{:?}", other.log().tail_stats());
+}
+
 /// One row that does not fit its model costs nobody the others.
 #[tokio::test]
 async fn a_row_that_does_not_fit_is_told_in_its_place() {
