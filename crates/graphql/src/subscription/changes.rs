@@ -264,7 +264,11 @@ impl ChangeGroup {
             self.hits.written(number, event.size());
             Ok(event)
         };
-        hit.event.get_or_try_init(write).await.cloned()
+        match hit.event.get() {
+            Some(event) => Ok(event.clone()),
+            // In a box, so that those weigh nothing who only wait.
+            None => Box::pin(hit.event.get_or_try_init(write)).await.cloned(),
+        }
     }
 
     /// What a transaction means to the group, for one who is not live. Worked out once, whoever asks first.

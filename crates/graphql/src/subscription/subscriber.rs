@@ -93,14 +93,23 @@ impl Subscriber {
                 return Some(std::mem::take(&mut self.ready));
             }
             self.next = match std::mem::replace(&mut self.next, Next::End) {
-                Next::Resync(reason) => self.resync(reason).await,
-                Next::OpenSnapshot => self.open_snapshot().await,
-                Next::Snapshot(snapshot) => self.read_snapshot(snapshot).await,
-                Next::CatchUp => self.catch_up().await,
-                Next::Follow(follower) => self.follow(follower).await,
                 Next::Live(live) => self.live(live).await,
                 Next::End => return None,
+                // In a box: nearly all subscribers are live, and should weigh no more than that takes.
+                other => Box::pin(self.get_there(other)).await,
             };
+        }
+    }
+
+    /// A step of one who is not live yet.
+    async fn get_there(&mut self, next: Next) -> Next {
+        match next {
+            Next::Resync(reason) => self.resync(reason).await,
+            Next::OpenSnapshot => self.open_snapshot().await,
+            Next::Snapshot(snapshot) => self.read_snapshot(snapshot).await,
+            Next::CatchUp => self.catch_up().await,
+            Next::Follow(follower) => self.follow(follower).await,
+            Next::Live(_) | Next::End => next,
         }
     }
 
@@ -255,7 +264,7 @@ impl Subscriber {
         }
         // Nothing for this client for a while. If the log has gone on, it should know where to resume.
         if caught_up != self.told || (caught_up && self.cursor != self.told_cursor) {
-            self.tell_cursor(caught_up).await;
+            Box::pin(self.tell_cursor(caught_up)).await;
         }
         self.told_at = Instant::now();
         Next::Live(live)
