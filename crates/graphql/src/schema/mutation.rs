@@ -307,11 +307,13 @@ impl Mutation<'_> {
                 false => Filter::IsNull(column),
             }
         });
-        let expected =
-            self.model.log().predicate(meta, &Filter::All(expected.collect())).await.map_err(ApiError::from)?;
-        if !rows.is_empty() && rows.iter().all(|row| expected.matches(&row.image)) {
+        // Locked first, so that nobody changes them between this and the write.
+        let seen = filter.clone().and(self.model.whole_rows(self.access, self.entity)?.filter);
+        let found = self.lock(transaction, &seen).await?;
+        if found > 0 && self.lock(transaction, &seen.and(Filter::All(expected.collect()))).await? == found {
             return Ok(());
         }
+        let rows = self.select(transaction, filter.clone(), found).await?;
         let encoder = self.model.encoder();
         let current = rows.iter().map(|row| {
             let mut json = String::new();
@@ -323,6 +325,12 @@ impl Mutation<'_> {
         let error =
             ApiError::new(Code::Conflict, "the row is not as `ifMatch` says. `extensions.current` has it as it is");
         Err(error.into_graphql().extend_with(|_, extensions| extensions.set("current", current)))
+    }
+
+    async fn lock(&self, transaction: &RecorderTransaction, filter: &Filter) -> Result<u64, ApiError> {
+        let meta = self.model.catalog().entity(self.entity);
+        let condition = self.model.recorder.condition(meta, filter)?;
+        Ok(meta.ops().lock(transaction, condition).await?)
     }
 
     fn check_size(&self, rows: u64) -> Result<(), ApiError> {

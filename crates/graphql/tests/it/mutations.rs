@@ -174,6 +174,34 @@ on_every_target! {
 }
 
 on_every_target! {
+    /// Of those who take a row to be the same, and write at the same time, one does.
+    async fn writes_on_the_same_row_at_the_same_time_are_not_lost(database: TestDatabase) {
+        let zoo = Zoo::populated_in(database).await;
+        let mut name = "ada".to_owned();
+        for round in 0..4 {
+            let tries = (0..8).map(|n| {
+                let (api, name) = (zoo.api.clone(), name.clone());
+                // In the second field, so that the transaction has read before.
+                let query = "mutation ($name: String!, $new: String!) { foodDelete(filter: { name: { eq: \"none\" } })
+                     keeperUpdate(data: { name: $new }, filter: { id: { eq: 1 } }, ifMatch: { name: $name }) { name } }";
+                let variables = json!({ "name": name, "new": format!("{round} {n}") });
+                tokio::spawn(async move { api.execute(request(query, variables)).await.json })
+            });
+            let mut written = Vec::new();
+            for attempt in tries.collect::<Vec<_>>() {
+                let answer: Value = serde_json::from_str(&soon(attempt).await.unwrap()).unwrap();
+                match answer["data"]["keeperUpdate"][0]["name"].as_str() {
+                    Some(name) => written.push(name.to_owned()),
+                    None => assert_eq!(answer["errors"][0]["extensions"]["code"], "CONFLICT", "{answer}"),
+                }
+            }
+            assert_eq!(written.len(), 1, "{written:?}");
+            name = written.remove(0);
+        }
+    }
+}
+
+on_every_target! {
     async fn a_field_added_by_hand_writes_in_the_documents_transaction(database: TestDatabase) {
         let zoo = Zoo::of(database, Options::default()).await;
         let field = Field::new("addFoods", TypeRef::named_nn(TypeRef::INT), |ctx| {

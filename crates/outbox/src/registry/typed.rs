@@ -43,6 +43,10 @@ pub trait EntityOps: Send + Sync + fmt::Debug {
         on_conflict: OnConflict,
     ) -> BoxFuture<'a, Result<Option<KeyValues>, DbErr>>;
 
+    /// Locks every row that the filter finds, until the transaction ends, and answers how many. Where rows are not locked one by one, the transaction is
+    /// the only one that writes.
+    fn lock<'a>(&'a self, db: &'a RecorderTransaction, filter: Condition) -> BoxFuture<'a, Result<u64, DbErr>>;
+
     /// Updates every row that the filter finds, one statement a row. Answers the keys as they are afterwards. The rows are locked as they are
     /// found, so that the filter holds of them until they are written.
     fn update<'a>(
@@ -217,6 +221,10 @@ where
                 Err(error) => Err(error),
             }
         })
+    }
+
+    fn lock<'a>(&'a self, db: &'a RecorderTransaction, filter: Condition) -> BoxFuture<'a, Result<u64, DbErr>> {
+        Box::pin(async move { Ok(E::find().filter(filter).lock_exclusive().all(db).await?.len() as u64) })
     }
 
     fn update<'a>(
