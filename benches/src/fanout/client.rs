@@ -45,9 +45,11 @@ impl Client {
         }
         ensure!(answer.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&answer));
         send(&mut socket, r#"{"type":"connection_init"}"#).await?;
-        let mut acknowledgement = [0; 27];
-        socket.read_exact(&mut acknowledgement).await?;
-        ensure!(acknowledgement.ends_with(br#"{"type":"connection_ack"}"#), "no acknowledgement");
+        let mut header = [0; 2];
+        socket.read_exact(&mut header).await?;
+        let mut answer = vec![0; header[1].into()];
+        socket.read_exact(&mut answer).await?;
+        ensure!(answer == br#"{"type":"connection_ack"}"#, "{}", String::from_utf8_lossy(&answer));
         Ok(Self { socket: Some(socket), reading: None })
     }
 

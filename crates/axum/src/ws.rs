@@ -165,13 +165,21 @@ impl<'a> Connection<'a> {
                     _ = ping.tick() => self.ping().await,
                     () = Identity::over(expires) => Err(End::Close(Close::expired())),
                     () = tokio::time::sleep_until(opened + options.init_timeout), if !self.protocol.is_initialised() => {
-                        Err(End::Close(Close::init_timeout()))
+                        self.init_timed_out().await
                     }
                 }
             };
             if let Err(end) = step {
                 return end;
             }
+        }
+    }
+
+    /// Ends a connection whose client has not begun in time. Where many come at once it may have, and we have not got to it.
+    async fn init_timed_out(&mut self) -> Step {
+        match poll_fn(|cx| self.socket.poll_next(cx)).now_or_never() {
+            Some(received) => self.receive(received).await,
+            None => Err(End::Close(Close::init_timeout())),
         }
     }
 
