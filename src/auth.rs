@@ -52,12 +52,17 @@ pub(crate) fn authentication(settings: &Auth) -> Result<Option<Authentication>> 
         let known = ApiKey::new(&key.name, &key.roles, &key.sha256.0);
         authentication.api_keys.push(known.with_context(|| format!("the API key {:?} in [auth]", key.name))?);
     }
+    ensure!(
+        settings.explain_role != tidewire_graphql::Viewer::ANONYMOUS,
+        "`explain_role` in [auth] is \"anonymous\": whoever came would see the keys of all rows"
+    );
     if authentication.keys.is_empty() && authentication.jwks.is_none() && authentication.api_keys.is_empty() {
         ensure!(!settings.required, "`required` in [auth] is set, and no key: nobody could come in");
         ensure!(
             settings.metrics_role.is_empty(),
             "`metrics_role` in [auth] is set, and no key: nobody could read them"
         );
+        ensure!(settings.explain_role.is_empty(), "`explain_role` in [auth] is set, and no key: nobody could ask");
         return Ok(None);
     }
     ensure!(!settings.roles_claim.is_empty(), "`roles_claim` in [auth] is empty");

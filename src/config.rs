@@ -119,6 +119,7 @@ mod sections {
         pub roles_claim: String,
         pub token_roles: Vec<String>,
         pub metrics_role: String,
+        pub explain_role: String,
         pub api_keys: Vec<ApiKey>,
     }
 
@@ -318,6 +319,7 @@ impl Config {
         options.plan_cache = settings.plan_cache;
         options.snapshot_rows = settings.snapshot_rows;
         options.cursor_interval = Duration::from_millis(settings.cursor_interval_ms);
+        options.explain_role = Some(self.auth.explain_role.clone()).filter(|role| !role.is_empty());
         options
     }
 
@@ -433,6 +435,10 @@ impl Config {
             (
                 strangers && !server.actor_header.is_empty(),
                 "`actor_header` in [server] believes whoever reaches this address. Let only the proxy reach it",
+            ),
+            (
+                self.auth.token_roles.contains(&self.auth.explain_role),
+                "`explain_role` in [auth] is among `token_roles`: whoever has a token sees the keys of all rows",
             ),
             (graphql.introspection, "`introspection` in [graphql] shows the whole schema"),
             (graphql.suggestions, "`suggestions` in [graphql] give the schema away name by name"),

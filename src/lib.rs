@@ -3,6 +3,7 @@
 mod auth;
 pub mod config;
 mod doctor;
+mod explain;
 mod graphiql;
 mod migrate;
 mod seed;
@@ -16,6 +17,7 @@ use tidewire_outbox::Recorder;
 pub use self::{
     auth::{KeyCommand, key},
     doctor::doctor,
+    explain::{ExplainOptions, explain},
     migrate::{CaptureCommand, MigrateCommand, capture, migrate},
     seed::seed,
     serve::{App, start},

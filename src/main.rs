@@ -5,7 +5,7 @@ use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use tidewire::{
-    CaptureCommand, KeyCommand, MigrateCommand, TailOptions,
+    CaptureCommand, ExplainOptions, KeyCommand, MigrateCommand, TailOptions,
     config::{Config, Format},
 };
 
@@ -59,6 +59,8 @@ enum Command {
     Schema,
     /// Print changes as they happen
     Tail(TailOptions),
+    /// Say why a subscriber gets changes, or does not
+    Explain(ExplainOptions),
     /// Make keys for services
     Key {
         #[command(subcommand)]
@@ -119,6 +121,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         }
         Some(Command::Schema) => print!("{}", tidewire::schema().await?),
         Some(Command::Tail(options)) => tidewire::tail(&config, options).await?,
+        Some(Command::Explain(options)) => print!("{}", tidewire::explain(&config, options).await?),
         Some(Command::Key { command }) => print!("{}", tidewire::key(&command)?),
         Some(Command::Doctor) => {
             let healthy = tidewire::doctor(&config).await?;

@@ -51,12 +51,35 @@ async fn a_service_comes_in_with_the_key_that_was_made_for_it() {
 }
 
 #[tokio::test]
+async fn changes_are_explained_to_the_role_that_may_ask() {
+    let place = Workplace::new();
+    place.seed(5).await;
+    let (operator, settings) = key(&place, &["--name", "operations", "--role", "operator"]).await;
+    let (other, others) = key(&place, &["--name", "billing", "--role", "writer"]).await;
+    let ask = async |server: &Running, key: &str| -> Value {
+        let query =
+            "{ explainChanges(after: \"\", subscription: \"subscription { taskChanges { cursor } }\") { resync } }";
+        let request = reqwest::Client::new().post(server.http()).json(&json!({ "query": query }));
+        soon(soon(request.header("x-api-key", key).send()).await.unwrap().json()).await.unwrap()
+    };
+    place.settings(&format!("[auth]\nexplain_role = \"operator\"\n{settings}{others}"));
+    let server = place.serve().await;
+    assert_eq!(ask(&server, &operator).await, json!({ "data": { "explainChanges": { "resync": "MALFORMED" } } }));
+    assert_eq!(ask(&server, &other).await["errors"][0]["extensions"]["code"], "FORBIDDEN");
+    place.settings(&format!("[auth]\n{settings}{others}"));
+    let server = place.serve().await;
+    assert_eq!(ask(&server, &operator).await["errors"][0]["extensions"]["code"], "GRAPHQL_VALIDATION_FAILED");
+}
+
+#[tokio::test]
 async fn settings_of_authentication_that_cannot_be_meant_are_named() {
     let place = Workplace::new();
     std::fs::write(place.path().join("short"), "too short\n").unwrap();
     for (settings, words) in [
         ("[auth]\nrequired = true\n", "`required` in [auth] is set, and no key"),
         ("[auth]\nmetrics_role = \"reader\"\n", "`metrics_role` in [auth] is set, and no key"),
+        ("[auth]\nexplain_role = \"reader\"\n", "`explain_role` in [auth] is set, and no key"),
+        ("[auth]\nexplain_role = \"anonymous\"\n", "`explain_role` in [auth] is \"anonymous\""),
         ("[auth]\nsecret = \"xyzzy\"\n", "`secret` in [auth]: the secret is too short"),
         ("[auth]\nsecret_file = \"short\"\n", "`secret_file` in [auth]: the secret is too short"),
         ("[auth]\nsecret_file = \"nowhere\"\n", "nowhere"),

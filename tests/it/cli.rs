@@ -1,6 +1,8 @@
 //! The commands, as scripts call them.
 
+use sea_orm::ConnectionTrait;
 use serde_json::{Value, json};
+use tidewire_outbox::Recorder;
 use tidewire_testkit::soon;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader, Lines};
 
@@ -129,6 +131,107 @@ async fn the_tail_prints_what_others_write() {
     assert!(!success && text.contains("--after"), "{text}");
     let (success, text) = place.run(&["tail", "--entity", "nobody"]).await;
     assert!(!success && text.contains("there is no entity nobody; there are"), "{text}");
+}
+
+#[tokio::test]
+async fn an_operator_is_told_why_a_subscriber_gets_a_change_or_does_not() {
+    let place = Workplace::new();
+    place.settings(
+        r#"
+        [[policy]]
+        entity = "label"
+        role = "member"
+        read = { projectId = { eq = "$sub" } }
+        readable = ["id", "projectId", "name"]
+        "#,
+    );
+    place.seed(5).await;
+    let url = format!("sqlite://{}", place.file().display());
+    let recorder = Recorder::connect(&url, entity::registry()).await.unwrap();
+    let after = recorder.log().position().await.unwrap().to_string();
+    for sql in [
+        "INSERT INTO label (project_id, name, color) VALUES (1, 'pressing', '#ff0000')",
+        "UPDATE label SET name = 'resting' WHERE name = 'pressing'",
+    ] {
+        recorder.execute_unprepared(sql).await.unwrap();
+    }
+
+    let subscription = r#"subscription ($name: String!) { labelChanges(filters: { name: { eq: $name } }) { cursor } }"#;
+    let explain = |more: &[&str]| {
+        let subscriber =
+            ["--subscription", subscription, "--variables", r#"{ "name": "pressing" }"#, "--role", "member"];
+        let arguments = [&["explain", "--after", &after], &subscriber[..], more].concat();
+        arguments.into_iter().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let run =
+        async |arguments: Vec<String>| place.succeed(&arguments.iter().map(String::as_str).collect::<Vec<_>>()).await;
+
+    // GIVEN somebody whose rights are right
+    let text = run(explain(&["--actor", "1"])).await;
+    for words in [
+        "filter: name = \"pressing\"",
+        "INSERT label {\"id\":",
+        "after   passes the filter: name = \"pressing\" is true",
+        "the role \"member\" lets the viewer see it: projectId = 1 is true",
+        "hidden  color",
+        "=> delivered as ENTER: the new row passes",
+        "after   fails the filter: name = \"pressing\" is false",
+        "=> delivered as LEAVE: the row passed, and does so no longer",
+        "There are no more changes, up to ",
+    ] {
+        assert!(text.contains(words), "no {words} in {text}");
+    }
+    // and somebody whose are not
+    let text = run(explain(&["--claims", r#"{ "sub": "2" }"#, "--limit", "1"])).await;
+    assert!(text.contains("does not let the viewer see it: projectId = 2 is false"), "{text}");
+    assert!(text.contains("=> not delivered: the policy hides the row"), "{text}");
+    assert!(text.contains("There are more changes after "), "{text}");
+    let text = run(explain(&[])).await;
+    assert!(text.contains("The subscription is refused: FORBIDDEN: rows of Label may not be read"), "{text}");
+
+    // THEN it can be read by programs
+    let json: Value = serde_json::from_str(&run(explain(&["--actor", "1", "--json"])).await).unwrap();
+    assert_eq!(json["transactions"][1]["changes"][0]["event"], "LEAVE");
+    let cursor = json["transactions"][0]["cursor"].as_str().unwrap();
+    let rest = place
+        .succeed(&[
+            "explain",
+            "--cursor",
+            cursor,
+            "--subscription",
+            "subscription { label { nodes { id } } }",
+            "--role",
+            "member",
+            "--actor",
+            "1",
+        ])
+        .await;
+    assert!(rest.contains("=> the live query is read again, because the row passes"), "{rest}");
+    assert!(!rest.contains("INSERT"), "{rest}");
+
+    // and what cannot be explained is said
+    let stale = place
+        .succeed(&[
+            "explain",
+            "--after",
+            "rubbish",
+            "--subscription",
+            "subscription { label { nodes { id } } }",
+            "--role",
+            "member",
+            "--actor",
+            "1",
+        ])
+        .await;
+    assert!(stale.contains("told to start over: resync MALFORMED"), "{stale}");
+    for (more, words) in
+        [(["--variables", "xyzzy"], "`--variables` must be a JSON object"), (["--limit", "0"], "`--limit`")]
+    {
+        let arguments =
+            [&["explain", "--after", "start", "--subscription", "{ label { nodes { id } } }"], &more[..]].concat();
+        let (success, text) = place.run(&arguments).await;
+        assert!(!success && text.contains(words) && !text.contains("xyzzy"), "{text}");
+    }
 }
 
 /// A tail and its lines. The process goes with the value.

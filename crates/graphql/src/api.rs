@@ -20,6 +20,7 @@ use crate::{
     conform::conform,
     document::{Documents, Known, texts_to_integers, with_codes},
     error::{ApiError, Code},
+    explanation::Explanation,
     frame::Frame,
     limits,
     model::Model,
@@ -150,10 +151,12 @@ impl ApiBuilder {
         let policies = Policies::new(&self.policies, catalog, &names).map_err(wrong)?;
         let documents = Documents::new(self.options.plan_cache);
         let model = Arc::new(Model { recorder: self.recorder, names, options: self.options, policies });
-        let schema = schema::build(&model, self.additions).map_err(|error| BuildError(error.to_string()))?;
-        Ok(Api {
-            inner: Arc::new(Inner { subscriptions: Subscriptions::new(Arc::clone(&model)), model, schema, documents }),
-        })
+        let whole = schema::Whole::default();
+        let schema = schema::build(&model, self.additions, &whole).map_err(|error| BuildError(error.to_string()))?;
+        let subscriptions = Subscriptions::new(Arc::clone(&model));
+        let inner = Arc::new(Inner { subscriptions, model, schema, documents });
+        whole.set(&inner);
+        Ok(Api { inner })
     }
 }
 
@@ -168,7 +171,7 @@ pub struct Api {
     inner: Arc<Inner>,
 }
 
-struct Inner {
+pub(crate) struct Inner {
     model: Arc<Model>,
     schema: Schema,
     documents: Documents,
@@ -268,13 +271,9 @@ impl Api {
         if known.document.kind() != OperationType::Subscription {
             return Subscribed::Single(self.answer(request).await);
         }
-        let roots = Selection { document: &known.document, variables: &request.variables }.root().len();
-        if roots != 1 {
-            let problem = format!("a subscription selects one field at its root, and this one {roots}");
-            return Subscribed::Single(Response::refused(ApiError::new(Code::ValidationFailed, problem)));
-        }
-        let Some(variables) = known.variables(&inner.schema, &request.variables) else {
-            return Subscribed::Single(inner.misfit(&known, &request));
+        let variables = match inner.subscription(&known, &request) {
+            Ok(variables) => variables,
+            Err(refused) => return Subscribed::Single(refused),
         };
         let Some(plan) = known.plan(&inner.model, &variables) else {
             let stream = inner.schema.execute_stream(inner.graphql_request(&known, &request, variables));
@@ -286,9 +285,52 @@ impl Api {
             Err(error) => Subscribed::Single(Response::refused(error)),
         }
     }
+
+    /// Why the viewer of a request for a subscription gets the changes after a cursor, or does not: of the first `limit` transactions, and of some
+    /// 1,000 changes at most. Where the subscription begins by itself does not matter.
+    ///
+    /// # Errors
+    /// The request is for no subscription to what is generated, or the log cannot be read.
+    pub async fn explain(&self, request: Request, after: &str, limit: usize) -> Result<Explanation, ApiError> {
+        self.inner.explain(request, after, limit).await
+    }
 }
 
 impl Inner {
+    pub(crate) async fn explain(
+        &self,
+        mut request: Request,
+        after: &str,
+        limit: usize,
+    ) -> Result<Explanation, ApiError> {
+        let known = match self.known(&mut request) {
+            Ok(known) => known,
+            Err(refused) => return Ok(Explanation::refused(refused.refusal())),
+        };
+        if known.document.kind() != OperationType::Subscription {
+            return Err(ApiError::bad_input("only subscriptions can be explained, and this document is none"));
+        }
+        let variables = match self.subscription(&known, &request) {
+            Ok(variables) => variables,
+            Err(refused) => return Ok(Explanation::refused(refused.refusal())),
+        };
+        let Some(plan) = known.plan(&self.model, &variables) else {
+            return Err(ApiError::bad_input("what a field that was added by hand gives cannot be explained"));
+        };
+        let access = self.model.access(&request.viewer);
+        self.subscriptions.explain(plan, &request, variables, access, after, limit).await
+    }
+
+    /// The variables of a subscription, which must have one field and variables that fit.
+    fn subscription(&self, known: &Known, request: &Request) -> Result<Variables, Response> {
+        let roots = Selection { document: &known.document, variables: &request.variables }.root().len();
+        if roots != 1 {
+            let problem = format!("a subscription selects one field at its root, and this one {roots}");
+            return Err(Response::refused(ApiError::new(Code::ValidationFailed, problem)));
+        }
+        known.variables(&self.schema, &request.variables).ok_or_else(|| self.misfit(known, request))
+    }
+
     /// A request's document, which is valid and asks for no more than is allowed; and makes the request's variables ready for it.
     fn known(&self, request: &mut Request) -> Result<Arc<Known>, Response> {
         let options = &self.model.options;
@@ -479,6 +521,14 @@ impl Response {
     fn from_errors(errors: &[ServerError]) -> Self {
         let errors = serde_json::to_string(errors).unwrap_or_else(|_| "[]".into());
         Self { json: format!("{{\"errors\":{errors}}}"), executed: false }
+    }
+
+    /// The first error of an answer that is nothing else: its code and its message.
+    fn refusal(&self) -> String {
+        let answer: serde_json::Value = serde_json::from_str(&self.json).unwrap_or_default();
+        let error = &answer["errors"][0];
+        let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+        format!("{}: {}", text(&error["extensions"]["code"]), text(&error["message"]))
     }
 
     fn from_graphql(mut response: GraphqlResponse) -> Self {

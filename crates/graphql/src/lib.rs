@@ -4,6 +4,7 @@ mod api;
 mod conform;
 mod document;
 mod error;
+mod explanation;
 mod frame;
 mod input;
 mod limits;
@@ -23,6 +24,7 @@ pub use async_graphql;
 pub use self::{
     api::{Api, ApiBuilder, BuildError, Request, Response, Subscribed},
     error::{ApiError, Code},
+    explanation::Explanation,
     frame::Frame,
     options::Options,
     policy::{Claim, Policy, Rule, claim},

@@ -47,6 +47,9 @@ pub struct Options {
     pub snapshot_rows: usize,
     /// How long a subscription may go without an event while the log goes on, before it is told the newest cursor. Default 30 s.
     pub cursor_interval: Duration,
+    /// The role whose viewers may ask `explainChanges` why a subscriber gets changes, or does not. They see the keys of all rows, whatever policies
+    /// say. Default: there is no such field.
+    pub explain_role: Option<String>,
 }
 
 impl Default for Options {
@@ -72,6 +75,7 @@ impl Default for Options {
             plan_cache: 1_024,
             snapshot_rows: 500,
             cursor_interval: Duration::from_secs(30),
+            explain_role: None,
         }
     }
 }

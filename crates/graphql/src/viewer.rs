@@ -35,6 +35,12 @@ impl Viewer {
         self
     }
 
+    /// The same viewer, signed in as this user: as if by a token whose `sub` it is.
+    #[must_use]
+    pub fn signed_in_as(self, sub: &str) -> Self {
+        self.acting_as(Actor::user(sub)).claim("sub", sub)
+    }
+
     /// The same viewer, of whom this is known too.
     #[must_use]
     pub fn claim(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {

@@ -38,8 +38,8 @@ pub use self::{
     install::{SCHEMA_VERSION, install, installed, uninstall},
     lease::Lease,
     log::{
-        Audience, Batch, Event, EventKind, Events, Follower, Log, LogOptions, News, RelayStats, Seat, Shape, Snapshot,
-        Start, Step, TailStats, Wants, classify,
+        Audience, Batch, Event, EventKind, Events, Follower, Log, LogOptions, News, RelayStats, Route, Seat, Shape,
+        Snapshot, Start, Step, TailStats, Wants, classify,
     },
     recorder::{Recorder, RecorderOptions, RecorderTransaction, Remembered},
     registry::{

@@ -107,14 +107,21 @@ impl Policies {
         Scope(serde_json::to_string(&(roles, claims)).expect("texts and JSON can be written as JSON").into())
     }
 
-    fn rights(&self, viewer: &Viewer, entity: &EntityMeta, names: &Names) -> Rights {
+    /// The grants that apply to what a viewer does, each with the rows that it allows.
+    fn applying(&self, action: Action, viewer: &Viewer, entity: &EntityMeta, names: &Names) -> Vec<(&Grant, Filter)> {
         let fill = Fill { reader: Reader::of_claims(names, entity), claims: &viewer.claims };
-        let own = || self.grants.iter().filter(|grant| grant.entity == entity.id && viewer.roles.contains(&grant.role));
-        // The grants that apply to an action, and the rows that they allow together.
-        let applying = |action: Action| -> Vec<(&Grant, Filter)> {
-            own().filter_map(|grant| Some((grant, fill.rule(grant.rules[action as usize].as_ref()?)?))).collect()
-        };
-        let [read, insert, update, delete] = ACTIONS.map(applying);
+        let own = self.grants.iter().filter(|grant| grant.entity == entity.id && viewer.roles.contains(&grant.role));
+        own.filter_map(|grant| Some((grant, fill.rule(grant.rules[action as usize].as_ref()?)?))).collect()
+    }
+
+    /// Because of which roles a viewer may read which rows of an entity: those that one of these allows.
+    pub(crate) fn reading(&self, viewer: &Viewer, entity: &EntityMeta, names: &Names) -> Vec<(&str, Filter)> {
+        let grants = self.applying(Action::Read, viewer, entity, names).into_iter();
+        grants.map(|(grant, rows)| (grant.role.as_str(), rows)).collect()
+    }
+
+    fn rights(&self, viewer: &Viewer, entity: &EntityMeta, names: &Names) -> Rights {
+        let [read, insert, update, delete] = ACTIONS.map(|action| self.applying(action, viewer, entity, names));
         let columns = |grants: &[(&Grant, Filter)], of: fn(&Grant) -> &Columns| {
             let common = grants.iter().map(|(grant, _)| of(grant).clone()).reduce(|common, of| common.and(&of));
             common.unwrap_or_else(|| Columns::none(entity.columns.len()))

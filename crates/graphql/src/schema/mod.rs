@@ -1,5 +1,6 @@
 //! The GraphQL schema, built from the catalog.
 
+mod explain;
 mod inputs;
 mod mutation;
 mod outputs;
@@ -17,8 +18,8 @@ use tidewire_outbox::{ColumnMeta, Kind};
 
 use crate::{model::Model, names::Names};
 
-pub(crate) use self::mutation::MutationScope;
 pub use self::mutation::transaction;
+pub(crate) use self::{explain::Whole, mutation::MutationScope};
 
 /// What a user adds by hand to what is generated.
 #[derive(Default)]
@@ -34,7 +35,7 @@ const JSON: &str = "Json";
 const BIG_INT: &str = "BigInt";
 
 /// Builds the schema.
-pub(crate) fn build(model: &Arc<Model>, additions: Additions) -> Result<Schema, SchemaError> {
+pub(crate) fn build(model: &Arc<Model>, additions: Additions, whole: &Whole) -> Result<Schema, SchemaError> {
     let options = &model.options;
     let mut query = Object::new("Query");
     let mut mutation = Object::new("Mutation");
@@ -94,6 +95,10 @@ pub(crate) fn build(model: &Arc<Model>, additions: Additions) -> Result<Schema, 
         }
     }
     subscription = subscription.field(subscription::all_changes());
+    if let Some(role) = &options.explain_role {
+        schema = explain::types().into_iter().fold(schema, |schema, ty| schema.register(ty));
+        query = query.field(explain::field(role.clone(), whole.clone()));
+    }
     query = additions.queries.into_iter().fold(query, Object::field);
     mutation = additions.mutations.into_iter().fold(mutation, Object::field);
     subscription = additions.subscriptions.into_iter().fold(subscription, Subscription::field);

@@ -4,7 +4,7 @@ use std::{
     sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
 };
 
-use async_graphql::{Value as ConstValue, Variables};
+use async_graphql::{Name, Value as ConstValue, Variables, indexmap::IndexMap};
 use sea_orm::sea_query::Value;
 use tidewire_outbox::{
     Audience, Change, Cursor, EntityId, EventKind, Filter, Image, Item, News, Operation, Seat, Transaction, Wants,
@@ -85,7 +85,7 @@ pub(super) struct ChangeGroup {
     /// Which rows of which entity a snapshot has; none where the group is told of several entities.
     pub(super) shape: Option<(EntityId, Filter)>,
     /// Which changes the group sees, as far as rows go.
-    wants: Wants,
+    pub(super) wants: Wants,
     /// Which rows of an entity the policy lets the group see, where it does not let it see all.
     sights: HashMap<EntityId, Predicate>,
     operations: Option<Vec<Operation>>,
@@ -96,7 +96,7 @@ pub(super) struct ChangeGroup {
     /// What earlier transactions mean to the group, for those who are not live, by the number of their last change.
     rendered: Mutex<VecDeque<(u64, Arc<Rendered>)>>,
     /// Makes the group hear of changes.
-    seat: OnceLock<Seat>,
+    pub(super) seat: OnceLock<Seat>,
 }
 
 /// The event that a transaction makes, once it is written; `None` where it makes none.
@@ -137,8 +137,13 @@ pub(super) struct Seen<'a> {
 }
 
 impl<'a> Seen<'a> {
+    /// What the group is told.
+    pub(super) fn kind(&self) -> EventKind {
+        self.kind
+    }
+
     /// Whether the change took the row out of the group's sight. Then nothing is told but that, and of which row.
-    fn is_out_of_sight(&self) -> bool {
+    pub(super) fn is_out_of_sight(&self) -> bool {
         self.after.is_none() && self.change.is_some_and(|change| change.after.is_some())
     }
 
@@ -190,10 +195,8 @@ impl ChangeGroup {
             StreamField::AllChanges { arguments, .. } => (None, entities(&model, &access, arguments, &variables)?),
             StreamField::Changes { entity, arguments, fields } => {
                 let arguments = arguments.resolve(&variables);
-                let meta = model.catalog().entity(*entity);
                 let readable = access.rows(Action::Read, *entity, &model.names)?;
-                let reader = Reader::new(&model.names, meta, &access);
-                let filter = reader.filter(arguments.get("filters").unwrap_or(&ConstValue::Null))?.and(readable);
+                let filter = asked(&model, &access, *entity, &arguments)?.and(readable);
                 check_columns(&model, &access, fields)?;
                 if let Some(value) = arguments.get("operations").filter(|value| **value != ConstValue::Null) {
                     operations = Some(list(value).iter().filter_map(operation).collect());
@@ -295,17 +298,21 @@ impl ChangeGroup {
     }
 
     async fn render(&self, transaction: &Transaction) -> Option<Shared> {
-        let seen: Vec<Seen<'_>> =
-            transaction.changes.iter().filter_map(|change| self.means(change, self.wants.meaning(change)?)).collect();
+        let seen: Vec<Seen<'_>> = transaction.changes.iter().filter_map(|change| self.seen(change)).collect();
         if seen.is_empty() {
             return None;
         }
         Some(self.write(Some(&transaction.cursor), None, &seen).await)
     }
 
+    /// A change as the group is told of it, if it is.
+    pub(super) fn seen<'a>(&self, change: &'a Change) -> Option<Seen<'a>> {
+        self.means(change, self.wants.meaning(change)?)
+    }
+
     /// A change of what the group wants, if it was asked for.
     fn means<'a>(&self, change: &'a Change, kind: EventKind) -> Option<Seen<'a>> {
-        if self.operations.as_ref().is_some_and(|operations| !operations.contains(&change.operation)) {
+        if !self.asks_for(change.operation) {
             return None;
         }
         let sight = self.sights.get(&change.entity);
@@ -319,6 +326,10 @@ impl ChangeGroup {
             && kind == EventKind::Update
             && seen.changed(self.columns(change.entity)).next().is_none();
         (!is_nothing).then_some(seen)
+    }
+
+    pub(super) fn asks_for(&self, operation: Operation) -> bool {
+        self.operations.as_ref().is_none_or(|operations| operations.contains(&operation))
     }
 
     /// The columns that the group may see.
@@ -457,17 +468,11 @@ impl ChangeGroup {
         };
         match field {
             ChangeField::Typename(name) => out.push_str(name),
-            ChangeField::Event => out.push_str(match seen.kind {
-                EventKind::Enter => "\"ENTER\"",
-                EventKind::Update => "\"UPDATE\"",
-                EventKind::Leave => "\"LEAVE\"",
-            }),
-            ChangeField::Operation => out.push_str(match seen.change.map(|change| change.operation) {
-                Some(Operation::Insert) => "\"INSERT\"",
-                Some(Operation::Update) => "\"UPDATE\"",
-                Some(Operation::Delete) => "\"DELETE\"",
-                None => "null",
-            }),
+            ChangeField::Event => write_string(event_word(seen.kind), out),
+            ChangeField::Operation => match seen.change {
+                Some(change) => write_string(operation_word(change.operation), out),
+                None => out.push_str("null"),
+            },
             ChangeField::Key(fields) => {
                 let image = seen.image();
                 // A lenient encoder does not fail.
@@ -549,6 +554,17 @@ async fn sights(
     Ok(sights)
 }
 
+/// The filter that was asked for, without what the policy adds.
+pub(super) fn asked(
+    model: &Model,
+    access: &Access,
+    entity: EntityId,
+    arguments: &IndexMap<Name, ConstValue>,
+) -> Result<Filter, ApiError> {
+    let reader = Reader::new(&model.names, model.catalog().entity(entity), access);
+    reader.filter(arguments.get("filters").unwrap_or(&ConstValue::Null))
+}
+
 /// Refuses fields whose columns may not be read.
 fn check_columns(model: &Model, access: &Access, fields: &[Keyed<EventField>]) -> Result<(), ApiError> {
     let changes = fields.iter().filter_map(|(_, field)| match field {
@@ -615,6 +631,24 @@ fn node_fields(fields: &[Keyed<EventField>]) -> impl Iterator<Item = &Node> {
         .filter_map(|(_, field)| if let ChangeField::Node(node) = field { Some(node) } else { None })
 }
 
+/// What an event is called on the wire.
+pub(super) fn event_word(kind: EventKind) -> &'static str {
+    match kind {
+        EventKind::Enter => "ENTER",
+        EventKind::Update => "UPDATE",
+        EventKind::Leave => "LEAVE",
+    }
+}
+
+/// What an operation is called on the wire.
+pub(super) fn operation_word(operation: Operation) -> &'static str {
+    match operation {
+        Operation::Insert => "INSERT",
+        Operation::Update => "UPDATE",
+        Operation::Delete => "DELETE",
+    }
+}
+
 fn operation(value: &ConstValue) -> Option<Operation> {
     Some(match enum_name(value)? {
         "INSERT" => Operation::Insert,
@@ -625,7 +659,7 @@ fn operation(value: &ConstValue) -> Option<Operation> {
 }
 
 /// The entities that were named, or all that the group may read.
-fn entities(
+pub(super) fn entities(
     model: &Model,
     access: &Access,
     arguments: &Arguments,

@@ -33,7 +33,7 @@ struct Query {
 
 /// Is rung when the result may have changed.
 #[derive(Debug, Default)]
-struct Bell(Notify);
+pub(super) struct Bell(Notify);
 
 impl Audience for Bell {
     fn hear(&self, _news: Vec<News>) {
@@ -122,7 +122,7 @@ impl Query {
 }
 
 /// Which changes may change the result: of the rows that pass, and of any that hang on them.
-async fn wants(model: &Model, select: &Select) -> Wants {
+pub(super) async fn wants(model: &Model, select: &Select) -> Wants {
     let mut inner = BTreeSet::new();
     add_reads(model, select, &mut inner);
     let meta = model.catalog().entity(select.entity);

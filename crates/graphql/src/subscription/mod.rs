@@ -4,6 +4,7 @@
 //! group comes to it first, and written once; the others share it. Each subscriber walks the log at its own pace, so none waits for another.
 
 mod changes;
+mod explain;
 mod hits;
 mod live;
 mod subscriber;
@@ -26,7 +27,7 @@ use crate::{
     error::ApiError,
     frame::Frame,
     model::Model,
-    plan::{Plan, StreamField},
+    plan::{Plan, Stream, StreamField},
     policy::{Access, Scope},
 };
 
@@ -156,13 +157,8 @@ impl Subscriptions {
         let is_live = matches!(stream.field, StreamField::Live(_));
         // Where a subscriber starts is its own; what it sees is the group's.
         let start = changes::Start::read(&stream.field, &variables);
-        let key = (
-            Arc::from(request.query.as_str()),
-            request.operation_name.as_deref().map(Arc::from),
-            changes::group_variables(&stream.field, &request.query, &variables),
-            access.scope().clone(),
-        );
         if is_live {
+            let key = key(&stream.field, request, &variables, &access);
             let group = match self.live.get(&key) {
                 Some(group) => group,
                 None => {
@@ -172,10 +168,33 @@ impl Subscriptions {
             };
             return Ok(live::subscribe(group, open).boxed());
         }
-        let group = match self.changes.get(&key) {
-            Some(group) => group,
-            None => self.changes.insert(key, ChangeGroup::new(Arc::clone(&self.model), plan, variables, access).await?),
-        };
+        let group = self.change_group(&plan, stream, request, variables, access).await?;
         Ok(subscriber::subscribe(group, start, open).await?.boxed())
     }
+
+    /// The group that such a subscriber to changes is of.
+    async fn change_group(
+        &self,
+        plan: &Arc<Plan>,
+        stream: &Stream,
+        request: &Request,
+        variables: Variables,
+        access: Arc<Access>,
+    ) -> Result<Arc<ChangeGroup>, ApiError> {
+        let key = key(&stream.field, request, &variables, &access);
+        if let Some(group) = self.changes.get(&key) {
+            return Ok(group);
+        }
+        let group = ChangeGroup::new(Arc::clone(&self.model), Arc::clone(plan), variables, access).await?;
+        Ok(self.changes.insert(key, group))
+    }
+}
+
+fn key(field: &StreamField, request: &Request, variables: &Variables, access: &Access) -> GroupKey {
+    (
+        Arc::from(request.query.as_str()),
+        request.operation_name.as_deref().map(Arc::from),
+        changes::group_variables(field, &request.query, variables),
+        access.scope().clone(),
+    )
 }

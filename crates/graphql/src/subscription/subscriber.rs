@@ -19,6 +19,18 @@ use crate::{error::ApiError, frame::Frame};
 /// How many events a live subscriber takes at once.
 const TAKE: usize = 64;
 
+/// Why a text that is no cursor cannot be continued.
+pub(super) const MALFORMED: &str = "MALFORMED";
+
+/// What a reason to start over is called on the wire.
+pub(super) fn resync_word(reason: ResyncReason) -> &'static str {
+    match reason {
+        ResyncReason::Trimmed => "TRIMMED",
+        ResyncReason::Epoch => "EPOCH",
+        ResyncReason::Oversized => "OVERSIZED",
+    }
+}
+
 /// One subscriber's events.
 ///
 /// # Errors
@@ -30,7 +42,7 @@ pub(super) async fn subscribe(
 ) -> Result<impl Stream<Item = Vec<Frame>> + Send, ApiError> {
     let log = group.model.log();
     let next = match start.after {
-        Some(Err(())) => Next::Resync("MALFORMED"),
+        Some(Err(())) => Next::Resync(MALFORMED),
         None if start.snapshot => Next::OpenSnapshot,
         _ => Next::CatchUp,
     };
@@ -214,11 +226,7 @@ impl Subscriber {
                     None => Next::Follow(follower),
                 }
             }
-            Ok(Step::Resync(reason)) => Next::Resync(match reason {
-                ResyncReason::Trimmed => "TRIMMED",
-                ResyncReason::Epoch => "EPOCH",
-                ResyncReason::Oversized => "OVERSIZED",
-            }),
+            Ok(Step::Resync(reason)) => Next::Resync(resync_word(reason)),
             Ok(Step::Ended) => Next::End,
             Err(error) => again(&error, "the log could not be read", Next::Follow(follower)).await,
         }

@@ -20,7 +20,7 @@ const ROLES: [&str; 3] = ["a", "b", "anonymous"];
 
 /// An animal as the model knows it.
 #[derive(Debug, Clone, PartialEq)]
-struct Row {
+pub(crate) struct Row {
     name: String,
     keeper: Option<i32>,
     weight: Option<f64>,
@@ -28,7 +28,7 @@ struct Row {
 }
 
 impl Row {
-    fn random(random: &mut ChaCha8Rng) -> Self {
+    pub(crate) fn random(random: &mut ChaCha8Rng) -> Self {
         Self {
             name: (*NAMES.choose(random).unwrap()).into(),
             keeper: *[None, Some(1), Some(2), Some(3)].choose(random).unwrap(),
@@ -49,7 +49,7 @@ impl Row {
 
 /// A rule of a policy: what the model makes of it, and how it is written.
 #[derive(Debug, Clone)]
-enum Rule {
+pub(crate) enum Rule {
     Own,
     Named,
     Tame,
@@ -61,7 +61,7 @@ enum Rule {
 }
 
 impl Rule {
-    fn random(random: &mut ChaCha8Rng, depth: u32) -> Self {
+    pub(crate) fn random(random: &mut ChaCha8Rng, depth: u32) -> Self {
         let parts =
             |random: &mut ChaCha8Rng| (0..random.random_range(0..3)).map(|_| Self::random(random, depth + 1)).collect();
         match random.random_range(0..if depth < 2 { 10 } else { 6 }) {
@@ -76,7 +76,7 @@ impl Rule {
         }
     }
 
-    fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         let parts = |parts: &[Self]| parts.iter().map(Self::json).collect::<Vec<_>>();
         match self {
             Self::Own => json!({ "keeperId": { "eq": "$org.sub" } }),
@@ -120,19 +120,19 @@ impl Rule {
     }
 }
 
-struct Grant {
+pub(crate) struct Grant {
     role: &'static str,
     rule: Rule,
     columns: BTreeSet<&'static str>,
 }
 
 impl Grant {
-    fn random(random: &mut ChaCha8Rng) -> Self {
+    pub(crate) fn random(random: &mut ChaCha8Rng) -> Self {
         let columns = COLUMNS.into_iter().filter(|_| random.random_ratio(2, 3)).collect();
         Self { role: ROLES.choose(random).unwrap(), rule: Rule::random(random, 0), columns }
     }
 
-    fn policy(&self) -> Policy {
+    pub(crate) fn policy(&self) -> Policy {
         let policy =
             json!({ "entity": "animal", "role": self.role, "read": self.rule.json(), "readable": self.columns });
         serde_json::from_value(policy).unwrap()
@@ -140,8 +140,8 @@ impl Grant {
 }
 
 /// What the model knows of a viewer.
-struct Known {
-    viewer: Viewer,
+pub(crate) struct Known {
+    pub(crate) viewer: Viewer,
     sub: Option<i32>,
     names: Option<Vec<&'static str>>,
     /// The rules that apply and the columns that may be seen; none where nothing may.
@@ -149,7 +149,7 @@ struct Known {
 }
 
 impl Known {
-    fn random(random: &mut ChaCha8Rng, grants: &[Grant]) -> Self {
+    pub(crate) fn random(random: &mut ChaCha8Rng, grants: &[Grant]) -> Self {
         let mut roles: Vec<_> = ROLES.into_iter().filter(|_| random.random()).collect();
         if roles.is_empty() {
             roles.push("anonymous");
@@ -223,7 +223,7 @@ impl Known {
 }
 
 /// Makes one write, and says which row it was about.
-async fn write(zoo: &Zoo, rows: &mut BTreeMap<u8, Row>, random: &mut ChaCha8Rng) -> u8 {
+pub(crate) async fn write(zoo: &Zoo, rows: &mut BTreeMap<u8, Row>, random: &mut ChaCha8Rng) -> u8 {
     let key = random.random_range(1..7);
     let known = rows.get(&key).cloned();
     if known.is_some() && random.random_ratio(1, 5) {

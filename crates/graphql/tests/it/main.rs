@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, unreachable_pub, reason = "a test may panic, and has no public surface")]
 
 mod engine;
+mod explain;
 mod leaks;
 mod limits;
 mod mutations;

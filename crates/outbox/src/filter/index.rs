@@ -14,6 +14,7 @@ use super::{
     Comparison, Part,
     predicate::{Compare, LikePattern, Node, Operand, Predicate, Scalar},
     ranges::{Range, Ranges},
+    trace::{Shown, Valued},
     until_zero,
 };
 use crate::{cell, image::Image};
@@ -109,6 +110,46 @@ impl PredicateIndex {
 
     /// Puts those that the row passes into `found`, in the order of their ids and in place of what was there.
     pub fn find(&self, image: &Image, found: &mut Vec<PredicateId>) {
+        self.look_up(image, found);
+        found.retain(|id| self.predicates[id.index()].as_ref().is_some_and(|known| known.predicate.matches(image)));
+    }
+
+    /// The conditions by which a predicate is looked up, with a name for each column of the entity; `None` where it is asked of every row. A row
+    /// that passes meets one of them.
+    pub fn keys(&self, id: PredicateId, names: &[String]) -> Option<Vec<String>> {
+        let Indexed { predicate, ways } = self.predicates.get(id.index())?.as_ref()?;
+        let leaves = leaves(&predicate.0);
+        let key = |way: &Way| match way {
+            Way::Hashed(_, hash) => {
+                let has_way = |leaf: &&Node| {
+                    let ways = self.ways(leaf);
+                    matches!(ways.as_deref(), Some([Way::Hashed(_, other)]) if other == hash)
+                };
+                let leaf = leaves.iter().find(has_way).expect("a way in is that of a leaf");
+                Shown(leaf, names).to_string()
+            }
+            Way::Within(Operand { column, compare }, Range { low, high }) => {
+                let end = |value| Valued(compare, value);
+                let name = names.get(*column).map_or("?", String::as_str);
+                match (low, high) {
+                    (None, high) => format!("{name} up to {}", end(high.as_ref())),
+                    (low, None) => format!("{name} from {}", end(low.as_ref())),
+                    (low, high) => format!("{name} from {} to {}", end(low.as_ref()), end(high.as_ref())),
+                }
+            }
+        };
+        Some(ways.as_deref()?.iter().map(key).collect())
+    }
+
+    /// Whether a row leads to a predicate, so that this is asked of it.
+    pub fn leads(&self, id: PredicateId, image: &Image) -> bool {
+        let mut found = Vec::new();
+        self.look_up(image, &mut found);
+        found.contains(&id)
+    }
+
+    /// Puts those that the row may pass into `found`.
+    fn look_up(&self, image: &Image, found: &mut Vec<PredicateId>) {
         found.clear();
         for (lookup, _) in &self.lookups {
             let ids = self.hash_of(lookup, image).and_then(|hash| self.hashed.get(&hash));
@@ -122,7 +163,6 @@ impl PredicateIndex {
         found.extend(&self.rest);
         found.sort_unstable();
         found.dedup();
-        found.retain(|id| self.predicates[id.index()].as_ref().is_some_and(|known| known.predicate.matches(image)));
     }
 
     fn open(&mut self, way: Way, id: PredicateId) {
@@ -294,6 +334,22 @@ impl Way {
             Self::Within(..) => 3,
             Self::Hashed(Lookup::Null(_), _) => 4,
         }
+    }
+}
+
+/// The conditions on single columns that can be looked up by hash, each as one that has one way in: a list as its values, a pattern as its beginning.
+fn leaves(node: &Node) -> Vec<Node> {
+    match node {
+        Node::All(parts) | Node::Any(parts) => parts.iter().flat_map(leaves).collect(),
+        Node::In(operand, values, _) => {
+            values.iter().map(|value| Node::Compare(operand.clone(), Comparison::Equal, Some(value.clone()))).collect()
+        }
+        Node::Like(column, LikePattern(parts)) => {
+            let beginning = parts.iter().take_while(|part| matches!(part, Part::Char(_)));
+            vec![Node::Like(*column, LikePattern(beginning.copied().chain([Part::Many]).collect()))]
+        }
+        Node::Compare(..) | Node::IsNull(_) | Node::EqualsIgnoringCase(..) => vec![node.clone()],
+        Node::Not(_) | Node::Between(..) | Node::Array(..) => Vec::new(),
     }
 }
 

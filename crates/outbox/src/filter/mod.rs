@@ -8,6 +8,7 @@ mod expr;
 mod index;
 mod predicate;
 mod ranges;
+mod trace;
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -16,6 +17,7 @@ use sea_orm::sea_query::Value;
 pub use self::{
     index::{PredicateId, PredicateIndex},
     predicate::Predicate,
+    trace::Deciding,
 };
 use crate::error::{Error, ErrorKind};
 

@@ -163,7 +163,7 @@ impl Compiler<'_> {
 }
 
 impl Node {
-    fn eval(&self, image: &Image) -> Option<bool> {
+    pub(super) fn eval(&self, image: &Image) -> Option<bool> {
         match self {
             // SQL's AND and OR: a false (a true) decides whatever is unknown.
             Self::All(parts) => fold(parts, image, false),

@@ -15,6 +15,7 @@ use crate::{
     change::{Change, Transaction},
     cursor::Cursor,
     filter::{Predicate, PredicateId, PredicateIndex},
+    image::Image,
     registry::EntityId,
 };
 
@@ -47,6 +48,24 @@ impl Wants {
             None => Some(change.operation.into()),
         })
     }
+}
+
+/// How it is found out that a change concerns somebody.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Route {
+    /// They are told of every change of the entity.
+    Entity,
+    /// Their predicate is asked of every image, because it has no condition that could be looked up.
+    Each,
+    /// Their predicate is asked of images that meet one of these conditions.
+    Keys {
+        /// The conditions.
+        keys: Vec<String>,
+        /// Whether the image before the change, which may be none, meets one.
+        before: bool,
+        /// Whether the image after the change does.
+        after: bool,
+    },
 }
 
 /// A transaction that means something to whoever hears of it.
@@ -184,6 +203,21 @@ impl Seat {
     /// From which place on nothing was missed.
     pub fn place(&self) -> u64 {
         self.place
+    }
+
+    /// How a change is found to concern whoever has this seat, beside all others who have one now; `None` where they want no changes of its
+    /// entity. Conditions are written with a name for each column of the entity.
+    pub fn route(&self, change: &Change, names: &[String]) -> Option<Route> {
+        let state = self.board.state();
+        let taken = state.seats[self.number].as_ref()?;
+        let (_, predicate) = taken.wants.iter().find(|(entity, _)| *entity == change.entity)?;
+        let Some(id) = *predicate else { return Some(Route::Entity) };
+        let index = &state.entities[change.entity.index()].index;
+        let leads = |image: &Option<Image>| image.as_ref().is_some_and(|image| index.leads(id, image));
+        Some(match index.keys(id, names) {
+            Some(keys) => Route::Keys { keys, before: leads(&change.before), after: leads(&change.after) },
+            None => Route::Each,
+        })
     }
 }
 

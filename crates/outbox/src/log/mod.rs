@@ -39,7 +39,7 @@ use self::{
     upstream::{Direct, Upstream},
 };
 pub use self::{
-    board::{Audience, News, Seat, Wants},
+    board::{Audience, News, Route, Seat, Wants},
     follow::{Follower, Step},
     shape::{Batch, Event, EventKind, Events, Shape, Start, classify},
     snapshot::Snapshot,

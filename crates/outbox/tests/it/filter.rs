@@ -236,6 +236,13 @@ fn is_indexed(predicates: Vec<Predicate>, images: &[Image]) -> Result<(), TestCa
             let passed: Vec<_> =
                 known.iter().filter(|(_, predicate)| predicate.matches(image)).map(|(id, _)| *id).collect();
             prop_assert_eq!(&found, &passed);
+            for (id, predicate) in &known {
+                prop_assert!(!predicate.matches(image) || index.leads(*id, image));
+                // What is said of how it is found is said of each, whatever it is; without a key, every row leads to it.
+                prop_assert!(index.keys(*id, &[]).is_some() || index.leads(*id, image));
+                let deciding = predicate.deciding(image, &[]);
+                prop_assert!(deciding.iter().all(|part| !part.condition.is_empty()));
+            }
         }
         known.retain(|id, _| {
             let stays = id.index() % 3 == round;
