@@ -88,6 +88,40 @@ test("graphql-ws: queries, mutations and a live query over one socket", async (t
 });
 
 for (const [name, create] of [["graphql-ws", wsClient], ["graphql-sse", sseClient]]) {
+  test(`${name}: a live query by patches`, async (t) => {
+    const client = create();
+    t.after(() => client.dispose());
+    const prefix = `patched ${Math.random()}`;
+    const live = client.iterate({
+      query: `subscription ($prefix: String!) { labelLive(filters: { name: { starts_with: $prefix } }, orderBy: { name: ASC }) {
+        sequence reset removals { id } upserts { index key { id } node { name } } } }`,
+      variables: { prefix },
+    });
+    // As docs/PROTOCOL.md has it.
+    let rows = [];
+    const apply = ({ reset, removals, upserts }) => {
+      if (reset) rows = [];
+      const out = new Set([...removals, ...upserts.map(({ key }) => key)].map((key) => JSON.stringify(key)));
+      rows = rows.filter(({ key }) => !out.has(JSON.stringify(key)));
+      for (const { index, key, node } of upserts) rows.splice(index, 0, { key, node });
+    };
+    let sequence = 0;
+    const reaches = (...names) => until(live, ({ data }) => {
+      assert.equal(data.labelLive.sequence, sequence);
+      sequence += 1;
+      apply(data.labelLive);
+      return rows.map(({ node }) => node.name.slice(prefix.length)).join() === names.join();
+    });
+    await reaches();
+    const [c, a] = [await addLabel(`${prefix}c`), await addLabel(`${prefix}a`)];
+    await reaches("a", "c");
+    await ask("mutation ($id: Int, $name: String) { labelUpdate(data: { name: $name }, filter: { id: { eq: $id } }) { id } }", { id: a, name: `${prefix}d` });
+    await reaches("c", "d");
+    await ask("mutation ($id: Int) { labelDelete(filter: { id: { eq: $id } }) }", { id: c });
+    await reaches("d");
+    await live.return();
+  });
+
   test(`${name}: a document that is wrong`, async (t) => {
     const client = create();
     t.after(() => client.dispose());

@@ -56,6 +56,9 @@ impl<'a> Compiler<'a> {
             let fields = self.event(fields, "EntityChanges", |name, fields| self.any_change(name, fields))?;
             return Some(StreamField::AllChanges { arguments, fields });
         }
+        if let Some(entity) = name.strip_suffix("Live").and_then(|name| self.names.by_field(name)) {
+            return self.patches(entity, fields);
+        }
         let entity = self.names.by_field(name.strip_suffix("Changes")?)?;
         let type_name = self.names.entity(entity).of("Changes");
         let fields = self.event(fields, &type_name, |name, fields| self.change(entity, name, fields))?;
@@ -64,14 +67,7 @@ impl<'a> Compiler<'a> {
 
     fn list(&self, entity: EntityId, fields: &[&'a Field]) -> Option<List> {
         let names = self.names.entity(entity);
-        let mut list = List {
-            entity,
-            arguments: Arguments::of(fields[0]),
-            fields: Vec::new(),
-            nodes: Vec::new(),
-            aggregates: Vec::new(),
-            needs: Needs::default(),
-        };
+        let mut list = List::new(entity, Arguments::of(fields[0]));
         for (key, fields) in self.selection.of(fields) {
             let field = match fields[0].name.node.as_str() {
                 "__typename" => ListField::Typename(string(&names.of("Connection"))),
@@ -80,17 +76,24 @@ impl<'a> Compiler<'a> {
                     ListField::Nodes(list.nodes.len() - 1)
                 }
                 "edges" => ListField::Edges(self.edges(&mut list, &fields)?),
-                "pageInfo" => ListField::PageInfo(self.page_info(&mut list.needs, &fields)?),
-                "paginationInfo" => {
-                    list.needs.total = true;
-                    ListField::PaginationInfo(self.pagination_info(&fields)?)
-                }
-                "aggregate" => ListField::Aggregate(self.aggregate(&mut list, &fields)?),
-                _ => return None,
+                _ => self.beside_rows(&mut list, &fields)?,
             };
             list.fields.push((quoted(key), field));
         }
         Some(list)
+    }
+
+    /// A field of a list that is not made of its rows.
+    pub(super) fn beside_rows(&self, list: &mut List, fields: &[&'a Field]) -> Option<ListField> {
+        Some(match fields[0].name.node.as_str() {
+            "pageInfo" => ListField::PageInfo(self.page_info(&mut list.needs, fields)?),
+            "paginationInfo" => {
+                list.needs.total = true;
+                ListField::PaginationInfo(self.pagination_info(fields)?)
+            }
+            "aggregate" => ListField::Aggregate(self.aggregate(list, fields)?),
+            _ => return None,
+        })
     }
 
     fn edges(&self, list: &mut List, fields: &[&'a Field]) -> Option<Vec<Keyed<EdgeField>>> {
@@ -187,7 +190,7 @@ impl<'a> Compiler<'a> {
         Some(answer)
     }
 
-    fn node(&self, entity: EntityId, fields: &[&'a Field]) -> Option<Node> {
+    pub(super) fn node(&self, entity: EntityId, fields: &[&'a Field]) -> Option<Node> {
         let names = self.names.entity(entity);
         let meta = self.catalog.entity(entity);
         let mut answer = Vec::new();
@@ -244,17 +247,7 @@ impl<'a> Compiler<'a> {
         Some(match name {
             "__typename" => ChangeField::Typename(string(&names.of("Change"))),
             "event" => ChangeField::Event,
-            "key" => {
-                let mut key = Vec::new();
-                for (response_key, fields) in self.selection.of(fields) {
-                    let field = match fields[0].name.node.as_str() {
-                        "__typename" => NodeField::Typename(string(&names.of("Key"))),
-                        column => NodeField::Column(names.column(column)?),
-                    };
-                    key.push((quoted(response_key), field));
-                }
-                ChangeField::Key(key)
-            }
+            "key" => ChangeField::Key(self.key(entity, fields)?),
             "node" => ChangeField::Node(self.node(entity, fields)?),
             "previous" => {
                 let mut previous = self.node(entity, fields)?;
@@ -292,6 +285,16 @@ impl<'a> Compiler<'a> {
         })
     }
 
+    pub(super) fn key(&self, entity: EntityId, fields: &[&'a Field]) -> Option<Vec<Keyed<NodeField>>> {
+        let names = self.names.entity(entity);
+        self.each(fields, |name| {
+            Some(match name {
+                "__typename" => NodeField::Typename(string(&names.of("Key"))),
+                column => NodeField::Column(names.column(column)?),
+            })
+        })
+    }
+
     fn each<T>(&self, fields: &[&'a Field], mut make: impl FnMut(&str) -> Option<T>) -> Option<Vec<Keyed<T>>> {
         self.selection
             .of(fields)
@@ -306,10 +309,10 @@ pub(crate) fn has_extremes(kind: &Kind) -> bool {
     kind.is_ordered() && !matches!(kind, Kind::Boolean | Kind::Uuid | Kind::Enum(_))
 }
 
-fn string(text: &str) -> String {
+pub(super) fn string(text: &str) -> String {
     format!("\"{text}\"")
 }
 
-fn quoted(key: &str) -> String {
+pub(super) fn quoted(key: &str) -> String {
     format!("\"{key}\":")
 }

@@ -18,7 +18,7 @@ pub(crate) struct Encoder<'a> {
 #[derive(Debug)]
 pub(crate) struct Failed;
 
-type Result<T = ()> = std::result::Result<T, Failed>;
+pub(super) type Result<T = ()> = std::result::Result<T, Failed>;
 
 impl From<crate::wire::Unsendable> for Failed {
     fn from(_: crate::wire::Unsendable) -> Self {
@@ -39,7 +39,7 @@ impl Encoder<'_> {
             (RootField::Typename(name), _) => out.push_str(name),
             (RootField::List(list), Some((prepared, json))) => self.list(list, prepared, json, out)?,
             (RootField::One { node, .. }, Some((prepared, json))) => {
-                let parts = Parts::read(json)?;
+                let parts = Parts::read(json, None)?;
                 match parts.rows.first() {
                     Some(row) => self.node(node, &prepared.nodes[0], &mut Scanner::new(row), out)?,
                     None => out.push_str("null"),
@@ -70,44 +70,49 @@ impl Encoder<'_> {
             out.push_str("]}");
             return Ok(());
         }
-        let mut parts = Parts::read(json)?;
-        let has_more = prepared.pagination.limit().is_some_and(|limit| parts.rows.len() as u64 > limit);
-        if has_more {
-            parts.rows.pop();
-        }
-        object(&list.fields, out, |field, out| {
-            match field {
-                ListField::Typename(name) => out.push_str(name),
-                ListField::Nodes(place) => {
-                    self.array(&parts.rows, out, |row, out| self.placed_node(list, prepared, *place, row, out))?;
-                }
-                ListField::Edges(fields) => {
-                    self.array(&parts.rows, out, |row, out| {
-                        object(fields, out, |field, out| {
-                            match field {
-                                EdgeField::Typename(name) => out.push_str(name),
-                                EdgeField::Cursor => self.row_cursor(list, prepared, row, out)?,
-                                EdgeField::Node(place) => self.placed_node(list, prepared, *place, row, out)?,
-                            }
-                            Ok(())
-                        })
-                    })?;
-                }
-                ListField::PageInfo(fields) => self.page_info(list, prepared, &parts, has_more, fields, out)?,
-                ListField::PaginationInfo(fields) => {
-                    let total = match parts.total {
-                        "null" => parts.rows.len() as u64,
-                        total => total.parse().map_err(|_| Failed)?,
-                    };
-                    match prepared.pagination.info(total) {
-                        Some(info) => pagination_info(fields, info, total, out)?,
-                        None => out.push_str("null"),
-                    }
-                }
-                ListField::Aggregate(fields) => self.aggregate(list, parts.aggregates, fields, out)?,
+        let parts = Parts::read(json, prepared.pagination.limit())?;
+        object(&list.fields, out, |field, out| self.list_field(list, prepared, &parts, field, out))
+    }
+
+    pub(super) fn list_field(
+        &self,
+        list: &List,
+        prepared: &PreparedList,
+        parts: &Parts<'_>,
+        field: &ListField,
+        out: &mut String,
+    ) -> Result {
+        match field {
+            ListField::Typename(name) => out.push_str(name),
+            ListField::Nodes(place) => {
+                self.array(&parts.rows, out, |row, out| self.placed_node(list, prepared, *place, row, out))?;
             }
-            Ok(())
-        })
+            ListField::Edges(fields) => {
+                self.array(&parts.rows, out, |row, out| {
+                    object(fields, out, |field, out| {
+                        match field {
+                            EdgeField::Typename(name) => out.push_str(name),
+                            EdgeField::Cursor => self.row_cursor(list, row, out)?,
+                            EdgeField::Node(place) => self.placed_node(list, prepared, *place, row, out)?,
+                        }
+                        Ok(())
+                    })
+                })?;
+            }
+            ListField::PageInfo(fields) => self.page_info(list, prepared, parts, fields, out)?,
+            ListField::PaginationInfo(fields) => {
+                let total = match parts.total {
+                    "null" => parts.rows.len() as u64,
+                    total => total.parse().map_err(|_| Failed)?,
+                };
+                match prepared.pagination.info(total) {
+                    Some(info) => pagination_info(fields, info, total, out)?,
+                    None => out.push_str("null"),
+                }
+            }
+            ListField::Aggregate(fields) => self.aggregate(list, parts.aggregates, fields, out)?,
+        }
+        Ok(())
     }
 
     fn array<'r>(
@@ -127,7 +132,14 @@ impl Encoder<'_> {
     }
 
     /// Writes the node at a place of the list from a row that carries the items of all of them.
-    fn placed_node(&self, list: &List, prepared: &PreparedList, place: usize, row: &str, out: &mut String) -> Result {
+    pub(super) fn placed_node(
+        &self,
+        list: &List,
+        prepared: &PreparedList,
+        place: usize,
+        row: &str,
+        out: &mut String,
+    ) -> Result {
         let mut scanner = Scanner::new(row);
         scanner.open()?;
         let mut first = true;
@@ -141,7 +153,7 @@ impl Encoder<'_> {
     }
 
     /// The key is the last item of a row.
-    fn row_key<'r>(&self, list: &List, row: &'r str) -> Result<&'r str> {
+    pub(super) fn row_key<'r>(&self, list: &List, row: &'r str) -> Result<&'r str> {
         let mut scanner = Scanner::new(row);
         for _ in 0..list.nodes.iter().map(items).sum::<usize>() {
             scanner.next_item()?;
@@ -151,7 +163,7 @@ impl Encoder<'_> {
         Ok(scanner.value()?)
     }
 
-    fn row_cursor(&self, list: &List, _prepared: &PreparedList, row: &str, out: &mut String) -> Result {
+    fn row_cursor(&self, list: &List, row: &str, out: &mut String) -> Result {
         let entity = self.catalog.entity(list.entity);
         let mut scanner = Scanner::new(self.row_key(list, row)?);
         let mut cells = Vec::new();
@@ -170,13 +182,12 @@ impl Encoder<'_> {
         list: &List,
         prepared: &PreparedList,
         parts: &Parts<'_>,
-        has_more: bool,
         fields: &[Keyed<PageInfoField>],
         out: &mut String,
     ) -> Result {
         object(fields, out, |field, out| {
             let cursor = |row: Option<&&str>, out: &mut String| match row {
-                Some(row) => self.row_cursor(list, prepared, row, out),
+                Some(row) => self.row_cursor(list, row, out),
                 None => {
                     out.push_str("null");
                     Ok(())
@@ -186,7 +197,7 @@ impl Encoder<'_> {
                 PageInfoField::Typename => out.push_str("\"PageInfo\""),
                 PageInfoField::StartCursor => cursor(parts.rows.first(), out)?,
                 PageInfoField::EndCursor => cursor(parts.rows.last(), out)?,
-                PageInfoField::HasNextPage => boolean(has_more, out),
+                PageInfoField::HasNextPage => boolean(parts.has_more, out),
                 PageInfoField::HasPreviousPage => {
                     boolean(prepared.pagination.has_previous() || matches!(parts.previous, "1" | "true"), out);
                 }
@@ -353,15 +364,17 @@ fn empty_aggregates(list: &List) -> String {
 }
 
 /// The four parts of a to-many select.
-struct Parts<'a> {
-    rows: Vec<&'a str>,
+pub(super) struct Parts<'a> {
+    pub(super) rows: Vec<&'a str>,
+    /// Whether there was a row more than the page has.
+    has_more: bool,
     total: &'a str,
     previous: &'a str,
     aggregates: &'a str,
 }
 
 impl<'a> Parts<'a> {
-    fn read(json: &'a str) -> Result<Self> {
+    pub(super) fn read(json: &'a str, limit: Option<u64>) -> Result<Self> {
         let mut scanner = Scanner::new(json);
         scanner.open()?;
         let mut rows = Vec::new();
@@ -370,11 +383,15 @@ impl<'a> Parts<'a> {
                 rows.push(scanner.value()?);
             }
         }
+        let has_more = limit.is_some_and(|limit| rows.len() as u64 > limit);
+        if has_more {
+            rows.pop();
+        }
         let mut next = || {
             scanner.take(b',');
             scanner.value()
         };
-        Ok(Self { rows, total: next()?, previous: next()?, aggregates: next()? })
+        Ok(Self { rows, has_more, total: next()?, previous: next()?, aggregates: next()? })
     }
 }
 

@@ -10,6 +10,7 @@
 
 mod compile;
 mod encode;
+mod patch;
 mod prepare;
 mod selection;
 
@@ -19,7 +20,8 @@ use tidewire_outbox::{Aggregate, EntityId};
 
 pub(crate) use self::{
     compile::{Compiler, has_extremes},
-    encode::{Encoder, aggregate_column, object, separate},
+    encode::{Encoder, Failed, aggregate_column, boolean, object, separate},
+    patch::{LiveRow, LiveRows, PatchField, UpsertField},
     prepare::{PreparedList, PreparedNode, Preparer},
     selection::{Document, Fields, Selection},
 };
@@ -64,6 +66,14 @@ pub(crate) struct List {
     pub(crate) nodes: Vec<Node>,
     pub(crate) aggregates: Vec<Aggregate>,
     pub(crate) needs: Needs,
+}
+
+impl List {
+    /// A list of which nothing is selected yet.
+    fn new(entity: EntityId, arguments: Arguments) -> Self {
+        let (fields, nodes, aggregates) = (Vec::new(), Vec::new(), Vec::new());
+        Self { entity, arguments, fields, nodes, aggregates, needs: Needs::default() }
+    }
 }
 
 /// What a list must read beside its rows.
@@ -163,6 +173,8 @@ pub(crate) enum StreamField {
     AllChanges { arguments: Arguments, fields: Vec<Keyed<EventField>> },
     /// `task(…)`
     Live(List),
+    /// `taskLive(…)`. The list's fields are those that a connection has beside its rows.
+    Patches { list: List, fields: Vec<Keyed<PatchField>> },
 }
 
 /// A field of `TaskChanges` or `EntityChanges`.

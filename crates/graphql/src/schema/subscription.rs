@@ -27,16 +27,18 @@ fn only_planned() -> GraphqlError {
     GraphqlError::new("subscribe to this field through the API's own `subscribe`, one field at a time")
 }
 
+/// A field that counts what a subscription is sent.
+fn sequence(description: &str) -> Field {
+    planned("sequence", TypeRef::named_nn(TypeRef::INT)).description(description)
+}
+
 fn events(name: String, change: &str) -> Object {
     Object::new(name)
         .field(
             planned("cursor", TypeRef::named(TypeRef::STRING))
                 .description("Where the client stands once it has handled this event: what to give as `after` next time. Null within a snapshot."),
         )
-        .field(
-            planned("sequence", TypeRef::named_nn(TypeRef::INT))
-                .description("Counts the events of this subscription from 0, without holes."),
-        )
+        .field(sequence("Counts the events of this subscription from 0, without holes."))
         .field(
             planned("upToDate", TypeRef::named_nn(TypeRef::BOOLEAN))
                 .description("Whether the client has now seen everything that the server knows of."),
@@ -119,7 +121,39 @@ pub(super) fn objects_of(entity: Described<'_>) -> Vec<Object> {
                     .description("The row as it was. Null when it is new."),
             ),
     );
-    vec![outputs::key_object(entity, entity.of("Key")), change, events(entity.of("Changes"), &entity.of("Change"))]
+    let changes = events(entity.of("Changes"), &entity.of("Change"));
+    vec![outputs::key_object(entity, entity.of("Key")), change, changes, patch(entity), upsert(entity)]
+}
+
+fn patch(entity: Described<'_>) -> Object {
+    Object::new(entity.of("Patch"))
+        .description(
+            "What makes the list that a client has into the present result: take out the removals and the rows of all upserts, by their keys; \
+             then put in the upserts in their order, each at its index.",
+        )
+        .field(sequence("Counts the patches of this subscription from 0, without holes."))
+        .field(
+            planned("reset", TypeRef::named_nn(TypeRef::BOOLEAN))
+                .description("Begin with an empty list. So does the first patch of every subscription."),
+        )
+        .field(
+            planned("removals", TypeRef::named_nn_list_nn(entity.of("Key")))
+                .description("The keys of rows that are not in the list any more."),
+        )
+        .field(
+            planned("upserts", TypeRef::named_nn_list_nn(entity.of("Upsert")))
+                .description("Rows that are new to the list, have changed or have moved, by ascending index."),
+        )
+        .field(planned("pageInfo", TypeRef::named_nn("PageInfo")).description("As it is now."))
+        .field(planned("paginationInfo", TypeRef::named("PaginationInfo")).description("As it is now."))
+        .field(planned("aggregate", TypeRef::named_nn(entity.of("Aggregate"))).description("As it is now."))
+}
+
+fn upsert(entity: Described<'_>) -> Object {
+    Object::new(entity.of("Upsert"))
+        .field(planned("index", TypeRef::named_nn(TypeRef::INT)).description("The row's place in the list, from 0."))
+        .field(planned("key", TypeRef::named_nn(entity.of("Key"))))
+        .field(planned("node", TypeRef::named_nn(&entity.names().object)))
 }
 
 /// The subscriptions of an entity.
@@ -141,7 +175,13 @@ pub(super) fn fields(entity: Described<'_>) -> Vec<SubscriptionField> {
             .description("The result of the query of the same name, now and whenever it changes."),
         SubscriptionField::argument,
     );
-    vec![changes, live]
+    let name = format!("{}Live", entity.names().field);
+    let patches = outputs::list_arguments(entity, true).into_iter().fold(
+        planned_stream(name, TypeRef::named_nn(entity.of("Patch")))
+            .description("The result of the query of the same arguments, at first and then by what changes in it."),
+        SubscriptionField::argument,
+    );
+    vec![changes, live, patches]
 }
 
 /// `changes(entities, after)`

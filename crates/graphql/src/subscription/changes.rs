@@ -53,7 +53,7 @@ impl Start {
 fn arguments(field: &StreamField) -> Option<&Arguments> {
     match field {
         StreamField::Changes { arguments, .. } | StreamField::AllChanges { arguments, .. } => Some(arguments),
-        StreamField::Live(_) => None,
+        StreamField::Live(_) | StreamField::Patches { .. } => None,
     }
 }
 
@@ -191,7 +191,9 @@ impl ChangeGroup {
         let mut nodes = Vec::new();
         let mut operations = None;
         let (shape, entities) = match &stream.field {
-            StreamField::Live(_) => return Err(ApiError::bad_input("this is no subscription to changes")),
+            StreamField::Live(_) | StreamField::Patches { .. } => {
+                return Err(ApiError::bad_input("this is no subscription to changes"));
+            }
             StreamField::AllChanges { arguments, .. } => (None, entities(&model, &access, arguments, &variables)?),
             StreamField::Changes { entity, arguments, fields } => {
                 let arguments = arguments.resolve(&variables);
@@ -251,7 +253,7 @@ impl ChangeGroup {
         match &*self.plan {
             Plan::Subscription(stream) => match &stream.field {
                 StreamField::Changes { fields, .. } | StreamField::AllChanges { fields, .. } => (&stream.key, fields),
-                StreamField::Live(_) => (&stream.key, &[]),
+                StreamField::Live(_) | StreamField::Patches { .. } => (&stream.key, &[]),
             },
             Plan::Query(_) => ("", &[]),
         }

@@ -101,7 +101,7 @@ impl Subscriptions {
         let model = &*self.model;
         // As a subscriber, who is refused in this order too.
         let kind = match &stream.field {
-            StreamField::Live(list) => {
+            StreamField::Live(list) | StreamField::Patches { list, .. } => {
                 let (select, _) = model.preparer(&variables, &access).list(list)?;
                 let wants = wants(model, &select).await;
                 let bell = Arc::<Bell>::default();
@@ -112,7 +112,9 @@ impl Subscriptions {
             _ => Kind::Changes(self.change_group(plan, stream, request, variables.clone(), Arc::clone(&access)).await?),
         };
         let filters = match &stream.field {
-            StreamField::Live(List { entity, arguments, .. }) | StreamField::Changes { entity, arguments, .. } => {
+            StreamField::Live(List { entity, arguments, .. })
+            | StreamField::Patches { list: List { entity, arguments, .. }, .. }
+            | StreamField::Changes { entity, arguments, .. } => {
                 vec![(*entity, asked(model, &access, *entity, &arguments.resolve(&variables))?)]
             }
             StreamField::AllChanges { arguments, .. } => {

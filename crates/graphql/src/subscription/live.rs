@@ -5,21 +5,34 @@ use std::{
 
 use async_graphql::Variables;
 use futures_util::Stream;
-use tidewire_outbox::{Audience, EntityId, Having, Item, News, Select, Wants};
+use tidewire_outbox::{Audience, EntityId, Having, Item, News, Seat, Select, Wants};
 use tokio::sync::{Notify, watch};
 
-use super::{Counters, Open, RETRY};
+use super::{
+    Counters, Open, RETRY,
+    patches::{Newest, Writer},
+};
 use crate::{
-    error::ApiError,
+    error::{ApiError, Code},
     frame::{Frame, Template},
     model::Model,
-    plan::{Plan, PreparedList, StreamField},
+    plan::{Failed, Keyed, List, LiveRows, PatchField, Plan, PreparedList, StreamField},
     policy::Access,
 };
 
 /// Subscribers of one live query. A task keeps the result; subscribers are told when it is another.
 pub(super) struct LiveGroup {
-    latest: watch::Receiver<Arc<Template>>,
+    query: Arc<Query>,
+    latest: watch::Receiver<Latest>,
+}
+
+/// The newest result, in the form that was asked for.
+#[derive(Clone)]
+enum Latest {
+    /// As a whole: `task(…)`.
+    Whole(Arc<Template>),
+    /// As patches: `taskLive(…)`.
+    Patches(Arc<Newest>),
 }
 
 /// A live query made ready to be run again and again.
@@ -29,6 +42,28 @@ struct Query {
     select: Select,
     prepared: PreparedList,
     counters: Arc<Counters>,
+}
+
+/// The part of a plan that a live query is.
+struct LivePlan<'a> {
+    key: &'a str,
+    list: &'a List,
+    /// What the patches have, where it comes as patches.
+    patches: Option<&'a [Keyed<PatchField>]>,
+}
+
+impl<'a> LivePlan<'a> {
+    fn of(plan: &'a Plan) -> Result<Self, ApiError> {
+        if let Plan::Subscription(stream) = plan {
+            let key = &stream.key;
+            match &stream.field {
+                StreamField::Live(list) => return Ok(Self { key, list, patches: None }),
+                StreamField::Patches { list, fields } => return Ok(Self { key, list, patches: Some(fields) }),
+                StreamField::Changes { .. } | StreamField::AllChanges { .. } => {}
+            }
+        }
+        Err(ApiError::bad_input("this is no live query"))
+    }
 }
 
 /// Is rung when the result may have changed.
@@ -55,44 +90,64 @@ impl LiveGroup {
         access: &Access,
         counters: &Arc<Counters>,
     ) -> Result<Arc<Self>, ApiError> {
-        let Plan::Subscription(stream) = &*plan else { return Err(ApiError::bad_input("this is no subscription")) };
-        let StreamField::Live(list) = &stream.field else { return Err(ApiError::bad_input("this is no live query")) };
-        let (select, prepared) = model.preparer(variables, access).list(list)?;
+        let (select, prepared) = model.preparer(variables, access).list(LivePlan::of(&plan)?.list)?;
         // Before the first read, so that whatever that does not see rings.
         let bell = Arc::<Bell>::default();
         let audience: Weak<Bell> = Arc::downgrade(&bell);
         let seat = model.log().attend(wants(&model, &select).await, audience).await?;
-        let query = Query { model, plan: Arc::clone(&plan), select, prepared, counters: Arc::clone(counters) };
-        let (sender, latest) = watch::channel(Arc::new(query.run().await?));
-        tokio::spawn(async move {
-            query.keep(sender, &bell).await;
-            drop(seat);
-        });
-        Ok(Arc::new(Self { latest }))
+        let query = Arc::new(Query { model, plan, select, prepared, counters: Arc::clone(counters) });
+        let (sender, latest) = watch::channel(query.first().await?);
+        tokio::spawn(Arc::clone(&query).keep(sender, bell, seat));
+        Ok(Arc::new(Self { query, latest }))
     }
 }
 
 impl Query {
-    async fn run(&self) -> Result<Template, ApiError> {
+    async fn read(&self) -> Result<String, ApiError> {
         self.counters.queries.fetch_add(1, Ordering::Relaxed);
-        let parts = self.model.recorder.fetch(std::slice::from_ref(&self.select)).await?;
-        let Plan::Subscription(stream) = &*self.plan else {
-            return Err(ApiError::bad_input("this is no subscription"));
-        };
-        let StreamField::Live(list) = &stream.field else { return Err(ApiError::bad_input("this is no live query")) };
+        Ok(self.model.recorder.fetch(std::slice::from_ref(&self.select)).await?.remove(0))
+    }
+
+    async fn first(&self) -> Result<Latest, ApiError> {
+        let live = LivePlan::of(&self.plan)?;
+        let json = self.read().await?;
+        Ok(match live.patches {
+            None => Latest::Whole(Arc::new(self.whole(&live, &json)?)),
+            Some(_) => Latest::Patches(Arc::new(Newest::first(self.rows(&live, &json)?))),
+        })
+    }
+
+    /// The result after this one; `None` where it is the same.
+    async fn next(&self, known: &Latest) -> Result<Option<Latest>, ApiError> {
+        let live = LivePlan::of(&self.plan)?;
+        let json = self.read().await?;
+        Ok(match known {
+            Latest::Whole(known) => {
+                let template = self.whole(&live, &json)?;
+                (template.text != known.text).then(|| Latest::Whole(Arc::new(template)))
+            }
+            Latest::Patches(known) => {
+                known.next(self.rows(&live, &json)?).map(|newest| Latest::Patches(Arc::new(newest)))
+            }
+        })
+    }
+
+    fn whole(&self, live: &LivePlan<'_>, json: &str) -> Result<Template, ApiError> {
         let mut template = Template::default();
         template.text.push_str("{\"data\":{");
-        template.text.push_str(&stream.key);
-        self.model.stream_encoder().list(list, &self.prepared, &parts[0], &mut template.text).map_err(|_| {
-            ApiError::new(crate::error::Code::Internal, "the database gave another result than was asked for")
-        })?;
+        template.text.push_str(live.key);
+        self.model.stream_encoder().list(live.list, &self.prepared, json, &mut template.text).map_err(unasked)?;
         template.text.push_str("}}");
         Ok(template)
     }
 
+    fn rows(&self, live: &LivePlan<'_>, json: &str) -> Result<LiveRows, ApiError> {
+        self.model.stream_encoder().live_rows(live.list, &self.prepared, json).map_err(unasked)
+    }
+
     /// Runs the query again whenever the bell is rung, until nobody listens. However many changes come while it runs, it runs once more after
     /// them.
-    async fn keep(self, latest: watch::Sender<Arc<Template>>, bell: &Bell) {
+    async fn keep(self: Arc<Self>, latest: watch::Sender<Latest>, bell: Arc<Bell>, _seat: Seat) {
         loop {
             tokio::select! {
                 () = latest.closed() => return,
@@ -101,16 +156,10 @@ impl Query {
             if self.model.log().is_stopped() {
                 return;
             }
-            match self.run().await {
-                Ok(template) => {
-                    latest.send_if_modified(|known| {
-                        let other = known.text != template.text;
-                        if other {
-                            *known = Arc::new(template);
-                        }
-                        other
-                    });
-                }
+            let known = latest.borrow().clone();
+            match self.next(&known).await {
+                Ok(Some(new)) => drop(latest.send_replace(new)),
+                Ok(None) => {}
                 Err(error) => {
                     tracing::warn!(%error, "a live query failed; trying again");
                     tokio::time::sleep(RETRY).await;
@@ -119,6 +168,10 @@ impl Query {
             }
         }
     }
+}
+
+fn unasked(_: Failed) -> ApiError {
+    ApiError::new(Code::Internal, "the database gave another result than was asked for")
 }
 
 /// Which changes may change the result: of the rows that pass, and of any that hang on them.
@@ -161,13 +214,29 @@ fn add_reads(model: &Model, select: &Select, reads: &mut BTreeSet<EntityId>) {
 
 pub(super) fn subscribe(group: Arc<LiveGroup>, open: Open) -> impl Stream<Item = Vec<Frame>> + Send {
     async_stream::stream! {
+        let Ok(LivePlan { key, list, patches }) = LivePlan::of(&group.query.plan) else { return };
+        let encoder = group.query.model.stream_encoder();
+        let writer = Writer { encoder, key, list, fields: patches.unwrap_or_default() };
         let mut latest = group.latest.clone();
         // The result as it is now comes first, seen or not.
         latest.mark_changed();
+        let (mut seen, mut sequence) = (None, 0);
         while latest.changed().await.is_ok() {
-            let template = Arc::clone(&latest.borrow_and_update());
-            open.0.events.fetch_add(1, Ordering::Relaxed);
-            yield vec![Frame::new(template, 0, false)];
+            let newest = latest.borrow_and_update().clone();
+            let template = match newest {
+                Latest::Whole(template) => Some(template),
+                Latest::Patches(newest) => {
+                    let patch = newest.since(seen.as_deref(), &writer).await;
+                    seen = Some(Arc::clone(&newest.version));
+                    patch
+                }
+            };
+            // What has changed back since it was seen is no change.
+            if let Some(template) = template {
+                open.0.events.fetch_add(1, Ordering::Relaxed);
+                yield vec![Frame::new(template, sequence, false)];
+                sequence += 1;
+            }
         }
     }
 }

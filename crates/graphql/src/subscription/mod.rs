@@ -4,9 +4,11 @@
 //! group comes to it first, and written once; the others share it. Each subscriber walks the log at its own pace, so none waits for another.
 
 mod changes;
+mod diff;
 mod explain;
 mod hits;
 mod live;
+mod patches;
 mod subscriber;
 
 use std::{
@@ -154,7 +156,7 @@ impl Subscriptions {
             return Err(ApiError::bad_input("this is no subscription"));
         };
         let open = Open::new(&self.counters);
-        let is_live = matches!(stream.field, StreamField::Live(_));
+        let is_live = matches!(stream.field, StreamField::Live(_) | StreamField::Patches { .. });
         // Where a subscriber starts is its own; what it sees is the group's.
         let start = changes::Start::read(&stream.field, &variables);
         if is_live {

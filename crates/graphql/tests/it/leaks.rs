@@ -12,7 +12,7 @@ use tidewire_testkit::{
     zoo::animal::{self, Species},
 };
 
-use crate::support::{Events, Zoo, id, request};
+use crate::support::{Events, LiveCopy, Zoo, id, request};
 
 const COLUMNS: [&str; 4] = ["name", "keeperId", "weight", "tame"];
 const NAMES: [&str; 4] = ["leo", "Leo", "$sub", "o'tto"];
@@ -262,6 +262,8 @@ struct Subscriber {
     changes: Events,
     json: Events,
     live: Events,
+    patches: Events,
+    copy: LiveCopy,
     /// What it was to be told, change by change.
     expected: Vec<(u8, Value)>,
 }
@@ -275,6 +277,7 @@ impl Subscriber {
                 "{ animalChanges { cursor } }",
                 "{ changes(entities: \"animal\") { cursor } }",
                 "{ animal { aggregate { count } } }",
+                "{ animalLive { aggregate { count } } }",
             ] {
                 let refused = subscribe(&format!("subscription {query}")).await.err().expect("it is refused");
                 assert_eq!(refused["extensions"]["code"], "FORBIDDEN");
@@ -298,7 +301,11 @@ impl Subscriber {
         let live = subscribe(&format!("subscription {{ animal {{ nodes {{ {fields} }} aggregate {{ count }} }} }}"))
             .await
             .unwrap();
-        Some(Self { known, changes, json, live, expected: Vec::new() })
+        let patches = format!(
+            "subscription {{ animalLive {{ sequence reset removals {{ id }} upserts {{ index key {{ id }} node {{ {fields} }} }} aggregate {{ count }} }} }}"
+        );
+        let patches = subscribe(&patches).await.unwrap();
+        Some(Self { known, changes, json, live, patches, copy: LiveCopy::default(), expected: Vec::new() })
     }
 
     async fn check(&mut self, zoo: &Zoo, rows: &BTreeMap<u8, Row>, versions: &BTreeSet<String>) {
@@ -328,6 +335,17 @@ impl Subscriber {
                 assert!(versions.contains(&node.to_string()), "{node} was never to be seen");
             }
             if shown == result {
+                break;
+            }
+        }
+        loop {
+            let patch = soon(self.patches.next()).await;
+            self.copy.apply(&patch);
+            for node in self.copy.nodes() {
+                assert!(versions.contains(&node.to_string()), "{node} was never to be seen");
+            }
+            if self.copy.nodes() == *result["nodes"].as_array().unwrap() {
+                assert_eq!(patch["aggregate"], result["aggregate"]);
                 break;
             }
         }

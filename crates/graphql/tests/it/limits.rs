@@ -150,6 +150,11 @@ async fn an_answer_is_no_larger_than_the_pages_that_are_asked_for() {
         assert_eq!(error["extensions"]["code"], "LIMIT_EXCEEDED", "{error}");
         assert!(error["message"].as_str().unwrap().contains("1000 fields (`max_complexity`)"), "{error}");
     }
+    let patches = |limit| format!("subscription {{ animalLive({}) {{ upserts {{ node {{ name }} }} }} }}", page(limit));
+    let viewer = tidewire_graphql::Viewer::default();
+    assert!(zoo.subscribe_as(&viewer, &patches(300), json!({})).await.is_ok());
+    let refused = zoo.subscribe_as(&viewer, &patches(500), json!({})).await.err().expect("it is refused");
+    assert_eq!(refused["extensions"]["code"], "LIMIT_EXCEEDED");
 }
 
 #[tokio::test]

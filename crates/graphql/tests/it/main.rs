@@ -6,6 +6,7 @@ mod engine;
 mod explain;
 mod leaks;
 mod limits;
+mod live;
 mod mutations;
 mod plans;
 mod policy;

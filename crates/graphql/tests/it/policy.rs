@@ -149,6 +149,10 @@ async fn hidden_columns_and_entities_are_refused_wherever_they_are_asked_for() {
         ("subscription { changes(entities: [\"animal\", \"visit\"]) { cursor } }", "rows of Visit may not be read"),
         ("subscription { animal { nodes { price } } }", "Animal.price may not be read"),
         ("subscription { visit { nodes { number } } }", "rows of Visit may not be read"),
+        ("subscription { animalLive { upserts { node { price } } } }", "Animal.price may not be read"),
+        ("subscription { animalLive(orderBy: { price: ASC }) { reset } }", "Animal.price may not be filtered"),
+        ("subscription { animalLive { aggregate { max { price } } } }", "Animal.price may not be read"),
+        ("subscription { visitLive { removals { number } } }", "rows of Visit may not be read"),
     ] {
         let Err(error) = zoo.subscribe_as(&ada, query, json!({})).await else { panic!("{query} was accepted") };
         assert_eq!(error["extensions"]["code"], "FORBIDDEN", "{query}");

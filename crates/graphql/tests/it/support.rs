@@ -1,6 +1,6 @@
 use std::collections::VecDeque;
 
-use futures_util::{StreamExt, stream::BoxStream};
+use futures_util::{FutureExt, StreamExt, stream::BoxStream};
 use sea_orm::{ConnectionTrait, EntityTrait, Set};
 use serde_json::{Value, json};
 use tidewire_graphql::{Api, Frame, Options, Policy, Request, Subscribed, Viewer, async_graphql::Variables};
@@ -169,6 +169,18 @@ impl Events {
         if self.1.is_empty() {
             self.1 = soon(self.0.next()).await.expect("the stream goes on").into();
         }
+        self.take()
+    }
+
+    /// The data of the next event, if there is one.
+    pub(crate) fn at_hand(&mut self) -> Option<Value> {
+        if self.1.is_empty() {
+            self.1 = self.0.next().now_or_never()?.expect("the stream goes on").into();
+        }
+        Some(self.take())
+    }
+
+    fn take(&mut self) -> Value {
         let mut json = Vec::new();
         self.1.pop_front().expect("no batch is empty").write(&mut json);
         let mut response: Value = serde_json::from_slice(&json).unwrap();
@@ -189,6 +201,40 @@ impl Events {
     /// The changes of the next event that has some.
     pub(crate) async fn changes(&mut self) -> Value {
         self.eventful().await["changes"].take()
+    }
+}
+
+/// A client's copy of the rows of a live query that comes as patches.
+#[derive(Debug, Default)]
+pub(crate) struct LiveCopy {
+    /// Key and node.
+    pub(crate) rows: Vec<(Value, Value)>,
+    patches: u64,
+}
+
+impl LiveCopy {
+    /// Applies a patch, as the protocol says.
+    pub(crate) fn apply(&mut self, patch: &Value) {
+        assert_eq!(patch["sequence"], self.patches, "{patch}");
+        self.patches += 1;
+        assert_eq!(patch["reset"], self.patches == 1, "{patch}");
+        let upserts = patch["upserts"].as_array().unwrap();
+        if patch["reset"] == true {
+            self.rows.clear();
+        }
+        for key in patch["removals"].as_array().unwrap() {
+            assert!(self.rows.iter().any(|(known, _)| known == key), "{key} is not here to be removed");
+            self.rows.retain(|(known, _)| known != key);
+        }
+        self.rows.retain(|(known, _)| upserts.iter().all(|upsert| upsert["key"] != *known));
+        for upsert in upserts {
+            let place = usize::try_from(upsert["index"].as_u64().unwrap()).unwrap();
+            self.rows.insert(place, (upsert["key"].clone(), upsert["node"].clone()));
+        }
+    }
+
+    pub(crate) fn nodes(&self) -> Vec<Value> {
+        self.rows.iter().map(|(_, node)| node.clone()).collect()
     }
 }
 
