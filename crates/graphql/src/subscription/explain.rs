@@ -14,7 +14,7 @@ use tidewire_outbox::{
 use super::{
     Subscriptions,
     changes::{ChangeGroup, Seen, asked, entities, event_word, operation_word},
-    live::{Bell, wants},
+    live::{Ear, wants},
     subscriber::{MALFORMED, resync_word},
 };
 use crate::{
@@ -52,7 +52,7 @@ struct LiveSubject {
     entity: EntityId,
     wants: Wants,
     seat: Seat,
-    _bell: Arc<Bell>,
+    _ear: Arc<Ear>,
 }
 
 /// What is asked of the rows of an entity, one by one. Predicates are `None` where only the database can answer.
@@ -103,11 +103,11 @@ impl Subscriptions {
         let kind = match &stream.field {
             StreamField::Live(list) | StreamField::Patches { list, .. } => {
                 let (select, _) = model.preparer(&variables, &access).list(list)?;
-                let wants = wants(model, &select).await;
-                let bell = Arc::<Bell>::default();
-                let audience: std::sync::Weak<Bell> = Arc::downgrade(&bell);
+                let (wants, _) = wants(model, &select).await;
+                let ear = Arc::<Ear>::default();
+                let audience: std::sync::Weak<Ear> = Arc::downgrade(&ear);
                 let seat = model.log().attend(wants.clone(), audience).await?;
-                Kind::Live(LiveSubject { entity: list.entity, wants, seat, _bell: bell })
+                Kind::Live(LiveSubject { entity: list.entity, wants, seat, _ear: ear })
             }
             _ => Kind::Changes(self.change_group(plan, stream, request, variables.clone(), Arc::clone(&access)).await?),
         };
@@ -355,7 +355,8 @@ impl LiveSubject {
             } else {
                 "its rows hang on other rows of the same entity"
             };
-            let then = "The subscriber gets the result if it is another, and once for changes that come fast";
+            let then = "A row that comes after the end of the page is no reason. The subscriber gets the result if it is another, and once for changes \
+                        that come fast";
             return (Outcome::ReadAgain, format!("the live query is read again, because {why}. {then}"));
         }
         if is_own { missed(images) } else { (Outcome::OtherEntity, "the live query does not read this entity".into()) }

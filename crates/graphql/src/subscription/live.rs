@@ -1,6 +1,6 @@
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Weak, atomic::Ordering},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering},
 };
 
 use async_graphql::Variables;
@@ -11,6 +11,7 @@ use tokio::sync::{Notify, watch};
 use super::{
     Counters, Open, RETRY,
     patches::{Newest, Writer},
+    window::{Cut, Window},
 };
 use crate::{
     error::{ApiError, Code},
@@ -41,6 +42,7 @@ struct Query {
     plan: Arc<Plan>,
     select: Select,
     prepared: PreparedList,
+    cut: Option<Cut>,
     counters: Arc<Counters>,
 }
 
@@ -66,17 +68,62 @@ impl<'a> LivePlan<'a> {
     }
 }
 
-/// Is rung when the result may have changed.
+/// What has been heard that may change the result.
 #[derive(Debug, Default)]
-pub(super) struct Bell(Notify);
+pub(super) struct Ear {
+    heard: Mutex<Heard>,
+    bell: Notify,
+}
 
-impl Audience for Bell {
-    fn hear(&self, _news: Vec<News>) {
-        self.0.notify_one();
+#[derive(Debug, Default)]
+struct Heard {
+    news: Vec<News>,
+    /// Anything may have happened.
+    anything: bool,
+}
+
+impl Ear {
+    /// How many transactions are kept to be looked at. Of more, it is only known that something happened.
+    const MOST: usize = 256;
+
+    fn heard(&self) -> MutexGuard<'_, Heard> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self) -> Heard {
+        std::mem::take(&mut self.heard())
+    }
+
+    fn doubt_all(&self) {
+        *self.heard() = Heard { news: Vec::new(), anything: true };
+        self.bell.notify_one();
+    }
+}
+
+impl Heard {
+    /// Whether a result that was read before may be another now.
+    fn matters(&self, window: Option<&Window>) -> bool {
+        let touches = |news: &News, window: &Window| {
+            news.changes.iter().any(|(at, kind)| window.is_touched(&news.transaction.changes[*at], *kind))
+        };
+        self.anything || self.news.iter().any(|news| window.is_none_or(|window| touches(news, window)))
+    }
+}
+
+impl Audience for Ear {
+    fn hear(&self, news: Vec<News>) {
+        let mut heard = self.heard();
+        if heard.news.len() + news.len() > Self::MOST {
+            *heard = Heard { news: Vec::new(), anything: true };
+        } else if !heard.anything {
+            heard.news.extend(news);
+        }
+        drop(heard);
+        self.bell.notify_one();
     }
 
     fn restart(&self, _place: u64) {
-        self.0.notify_one();
+        self.doubt_all();
     }
 
     fn doubt(&self) {}
@@ -90,38 +137,47 @@ impl LiveGroup {
         access: &Access,
         counters: &Arc<Counters>,
     ) -> Result<Arc<Self>, ApiError> {
-        let (select, prepared) = model.preparer(variables, access).list(LivePlan::of(&plan)?.list)?;
-        // Before the first read, so that whatever that does not see rings.
-        let bell = Arc::<Bell>::default();
-        let audience: Weak<Bell> = Arc::downgrade(&bell);
-        let seat = model.log().attend(wants(&model, &select).await, audience).await?;
-        let query = Arc::new(Query { model, plan, select, prepared, counters: Arc::clone(counters) });
-        let (sender, latest) = watch::channel(query.first().await?);
-        tokio::spawn(Arc::clone(&query).keep(sender, bell, seat));
+        let (mut select, prepared) = model.preparer(variables, access).list(LivePlan::of(&plan)?.list)?;
+        let (wants, is_exact) = wants(&model, &select).await;
+        let cut = if is_exact { Cut::new(model.catalog(), &mut select) } else { None };
+        // Before the first read, so that whatever that does not see is heard.
+        let ear = Arc::<Ear>::default();
+        let audience: Weak<Ear> = Arc::downgrade(&ear);
+        let seat = model.log().attend(wants, audience).await?;
+        let query = Arc::new(Query { model, plan, select, prepared, cut, counters: Arc::clone(counters) });
+        let (first, window) = query.first().await?;
+        let (sender, latest) = watch::channel(first);
+        tokio::spawn(Arc::clone(&query).keep(sender, window, ear, seat));
         Ok(Arc::new(Self { query, latest }))
     }
 }
 
 impl Query {
-    async fn read(&self) -> Result<String, ApiError> {
+    async fn read(&self) -> Result<(String, Option<Window>), ApiError> {
         self.counters.queries.fetch_add(1, Ordering::Relaxed);
-        Ok(self.model.recorder.fetch(std::slice::from_ref(&self.select)).await?.remove(0))
+        let json = self.model.recorder.fetch(std::slice::from_ref(&self.select)).await?.remove(0);
+        let window = match &self.cut {
+            Some(cut) => cut.window(&self.model, &self.select, &json).await?,
+            None => None,
+        };
+        Ok((json, window))
     }
 
-    async fn first(&self) -> Result<Latest, ApiError> {
+    async fn first(&self) -> Result<(Latest, Option<Window>), ApiError> {
         let live = LivePlan::of(&self.plan)?;
-        let json = self.read().await?;
-        Ok(match live.patches {
+        let (json, window) = self.read().await?;
+        let latest = match live.patches {
             None => Latest::Whole(Arc::new(self.whole(&live, &json)?)),
             Some(_) => Latest::Patches(Arc::new(Newest::first(self.rows(&live, &json)?))),
-        })
+        };
+        Ok((latest, window))
     }
 
-    /// The result after this one; `None` where it is the same.
-    async fn next(&self, known: &Latest) -> Result<Option<Latest>, ApiError> {
+    /// The result after this one, with its window; no result where it is the same.
+    async fn next(&self, known: &Latest) -> Result<(Option<Latest>, Option<Window>), ApiError> {
         let live = LivePlan::of(&self.plan)?;
-        let json = self.read().await?;
-        Ok(match known {
+        let (json, window) = self.read().await?;
+        let latest = match known {
             Latest::Whole(known) => {
                 let template = self.whole(&live, &json)?;
                 (template.text != known.text).then(|| Latest::Whole(Arc::new(template)))
@@ -129,7 +185,8 @@ impl Query {
             Latest::Patches(known) => {
                 known.next(self.rows(&live, &json)?).map(|newest| Latest::Patches(Arc::new(newest)))
             }
-        })
+        };
+        Ok((latest, window))
     }
 
     fn whole(&self, live: &LivePlan<'_>, json: &str) -> Result<Template, ApiError> {
@@ -145,25 +202,39 @@ impl Query {
         self.model.stream_encoder().live_rows(live.list, &self.prepared, json).map_err(unasked)
     }
 
-    /// Runs the query again whenever the bell is rung, until nobody listens. However many changes come while it runs, it runs once more after
-    /// them.
-    async fn keep(self: Arc<Self>, latest: watch::Sender<Latest>, bell: Arc<Bell>, _seat: Seat) {
+    /// Runs the query again whenever what was heard may change its result, until nobody listens. However many changes come while it runs, it runs
+    /// at most once more after them.
+    async fn keep(
+        self: Arc<Self>,
+        latest: watch::Sender<Latest>,
+        mut window: Option<Window>,
+        ear: Arc<Ear>,
+        _seat: Seat,
+    ) {
         loop {
             tokio::select! {
                 () = latest.closed() => return,
-                () = bell.0.notified() => {}
+                () = ear.bell.notified() => {}
             }
             if self.model.log().is_stopped() {
                 return;
             }
+            // What comes from here on is looked at when the read has ended, whether it saw that or not.
+            if !ear.take().matters(window.as_ref()) {
+                continue;
+            }
             let known = latest.borrow().clone();
             match self.next(&known).await {
-                Ok(Some(new)) => drop(latest.send_replace(new)),
-                Ok(None) => {}
+                Ok((new, ends)) => {
+                    window = ends;
+                    if let Some(new) = new {
+                        latest.send_replace(new);
+                    }
+                }
                 Err(error) => {
                     tracing::warn!(%error, "a live query failed; trying again");
                     tokio::time::sleep(RETRY).await;
-                    bell.0.notify_one();
+                    ear.doubt_all();
                 }
             }
         }
@@ -174,20 +245,22 @@ fn unasked(_: Failed) -> ApiError {
     ApiError::new(Code::Internal, "the database gave another result than was asked for")
 }
 
-/// Which changes may change the result: of the rows that pass, and of any that hang on them.
-pub(super) async fn wants(model: &Model, select: &Select) -> Wants {
+/// Which changes may change the result: of the rows that pass, and of any that hang on them. And whether the former are all the changes of the entity
+/// itself that may.
+pub(super) async fn wants(model: &Model, select: &Select) -> (Wants, bool) {
     let mut inner = BTreeSet::new();
     add_reads(model, select, &mut inner);
     let meta = model.catalog().entity(select.entity);
     // Where the rows themselves hang on rows of their own entity, and where only the database knows who passes, any change may.
     let predicate =
         if inner.contains(&select.entity) { None } else { model.log().predicate(meta, &select.filter).await.ok() };
+    let is_exact = predicate.is_some();
     let rows = match predicate {
         Some(predicate) => Wants::rows(select.entity, predicate),
         None => Wants::entities([select.entity]),
     };
     inner.remove(&select.entity);
-    rows.and(Wants::entities(inner))
+    (rows.and(Wants::entities(inner)), is_exact)
 }
 
 /// Adds every entity that a select reads beside its own rows.

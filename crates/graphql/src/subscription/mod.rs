@@ -10,6 +10,7 @@ mod hits;
 mod live;
 mod patches;
 mod subscriber;
+mod window;
 
 use std::{
     collections::HashMap,

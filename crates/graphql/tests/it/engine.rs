@@ -175,3 +175,48 @@ on_every_target! {
         assert_eq!(zoo.api.subscription_stats().queries, 3);
     }
 }
+
+on_every_target! {
+    async fn a_page_is_not_read_again_for_what_comes_after_it(database: TestDatabase) {
+        let zoo = Zoo::populated_in(database).await;
+        let page = |beside: &str| format!(
+            "subscription {{ keeper(orderBy: {{ name: ASC }}, pagination: {{ page: {{ page: 0, limit: 2 }} }}) {{ nodes {{ name }} {beside} }} }}"
+        );
+        let result = |names: [&str; 2], total: u64| {
+            json!({ "nodes": names.map(|name| json!({ "name": name })), "paginationInfo": { "total": total } })
+        };
+        let names = |names: [&str; 2]| json!({ "nodes": names.map(|name| json!({ "name": name })) });
+        let (mut rows, mut counted) = (zoo.subscribe(&page(""), json!({})).await, zoo.subscribe(&page("paginationInfo { total }"), json!({})).await);
+        assert_eq!((rows.next().await, counted.next().await), (names(["ada", "bo"]), result(["ada", "bo"], 3)));
+        let mut told = zoo.subscribe("subscription { keeperChanges { changes { operation } } }", json!({})).await;
+        told.next().await;
+
+        // After the page; who is told of it has seen it go by.
+        run(&zoo.recorder, "UPDATE keeper SET name = 'eve' WHERE name = 'cy'").await;
+        told.changes().await;
+        assert_eq!(zoo.api.subscription_stats().queries, 2);
+        // Whoever counts, reads.
+        for (sql, total) in [("INSERT INTO keeper (email, name) VALUES ('x', 'dee')", 4), ("DELETE FROM keeper WHERE name = 'dee'", 3)] {
+            run(&zoo.recorder, sql).await;
+            told.changes().await;
+            assert_eq!(counted.next().await, result(["ada", "bo"], total));
+        }
+        assert_eq!(zoo.api.subscription_stats().queries, 4);
+        // One leaves the page, one comes into it, one in it changes, and one goes, so that what came after it is in it.
+        for (sql, expected) in [
+            ("UPDATE keeper SET name = 'fay' WHERE name = 'bo'", ["ada", "eve"]),
+            ("UPDATE keeper SET name = 'bo' WHERE name = 'fay'", ["ada", "bo"]),
+            ("UPDATE keeper SET name = 'bea' WHERE name = 'eve'", ["ada", "bea"]),
+            ("UPDATE keeper SET name = 'abe' WHERE name = 'ada'", ["abe", "bea"]),
+            ("DELETE FROM keeper WHERE name = 'bea'", ["abe", "bo"]),
+        ] {
+            run(&zoo.recorder, sql).await;
+            assert_eq!(rows.next().await, names(expected));
+        }
+        // A page that is not full has no end.
+        run(&zoo.recorder, "DELETE FROM keeper WHERE name = 'bo'").await;
+        assert_eq!(rows.next().await, json!({ "nodes": [{ "name": "abe" }] }));
+        run(&zoo.recorder, "INSERT INTO keeper (email, name) VALUES ('z', 'zoe')").await;
+        assert_eq!(rows.next().await, names(["abe", "zoe"]));
+    }
+}

@@ -126,6 +126,21 @@ struct Random {
 }
 
 impl Random {
+    /// A page of rows of which nothing but their own columns is read.
+    fn page(random: &mut ChaCha8Rng) -> Self {
+        let mut one = |of: &[&'static str]| *of.choose(random).unwrap();
+        let filter = one(&["{}", "{ name: { ne: \"a1\" } }", "{ id: { gt: 2 } }"]);
+        let order = one(&["{}", "{ name: ASC }", "{ name: DESC }", "{ bossId: DESC, name: ASC }"]);
+        let page = one(&[
+            "{ page: { page: 0, limit: 3 } }",
+            "{ page: { page: 1, limit: 2 } }",
+            "{ offset: { offset: 1, limit: 4 } }",
+            "{ cursor: { limit: 2 } }",
+        ]);
+        let beside = one(&["pageInfo { hasNextPage }", "aggregate { count }", "paginationInfo { total }"]);
+        Self::of(filter, order, page, "id name", beside)
+    }
+
     fn new(random: &mut ChaCha8Rng) -> Self {
         let mut one = |of: &[&'static str]| *of.choose(random).unwrap();
         let filter = one(&[
@@ -155,6 +170,10 @@ impl Random {
             "paginationInfo { total }",
             "aggregate { count max { id } }",
         ]);
+        Self::of(filter, order, page, node, beside)
+    }
+
+    fn of(filter: &str, order: &str, page: &str, node: &str, beside: &str) -> Self {
         let arguments = format!("filters: {filter}, orderBy: {order}, pagination: {page}");
         Self {
             query: format!("{{ keeper({arguments}) {{ nodes {{ {node} }} {beside} }} }}"),
@@ -262,5 +281,32 @@ on_every_target! {
         }
         let patches = zoo.api.subscription_stats().events - clients.len() as u64;
         assert!(patches > 100, "{patches}");
+    }
+}
+
+on_every_target! {
+    /// Whatever is not read again for a change is what the query gives after it, too.
+    async fn a_page_is_what_the_query_gives_after_every_write(database: TestDatabase) {
+        let zoo = Zoo::populated_in(database).await;
+        let mut random = ChaCha8Rng::seed_from_u64(5);
+        let mut clients = Vec::new();
+        for _ in 0..12 {
+            let query = Random::page(&mut random);
+            let client = Client::new(&zoo, &query).await;
+            clients.push((query, client));
+        }
+        let mut number = 0;
+        for _ in 0..60 {
+            for _ in 0..*[1, 1, 4].choose(&mut random).unwrap() {
+                number += 1;
+                write(&zoo, &mut random, number).await;
+            }
+            for (query, client) in &mut clients {
+                let expected = zoo.data(&query.query).await["keeper"].take();
+                client.reaches(&expected).await;
+            }
+        }
+        let stats = zoo.api.subscription_stats();
+        assert!(stats.queries < number as u64 * stats.groups / 2, "{number} writes, {stats:?}");
     }
 }

@@ -4,6 +4,7 @@
 //! database (a column's collation, what `LIKE` does with case, how it compares decimals) the predicate takes it from the database's
 //! [`Semantics`].
 
+mod after;
 mod expr;
 mod index;
 mod predicate;
@@ -14,6 +15,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use sea_orm::sea_query::Value;
 
+pub(crate) use self::after::after;
 pub use self::{
     index::{PredicateId, PredicateIndex},
     predicate::Predicate,
@@ -225,6 +227,8 @@ pub struct Semantics {
     pub(crate) collations: Vec<Vec<Collation>>,
     /// Whether decimals compare digit by digit; otherwise as 64-bit floats.
     pub(crate) exact_decimals: bool,
+    /// Whether a column keeps its values in one form, so that they are sorted as they compare. Otherwise the same time or UUID may be stored in several.
+    pub(crate) one_form: bool,
 }
 
 /// How text compares and when two texts are equal.

@@ -49,8 +49,9 @@ use crate::{
     cursor::Cursor,
     database::{Database, Pruned, Read, Stats},
     error::Result,
-    filter::{Filter, Predicate, Semantics},
+    filter::{self, Filter, Predicate, Semantics},
     registry::{Catalog, EntityMeta},
+    sql::Select,
 };
 
 /// How the log is followed.
@@ -284,6 +285,17 @@ impl Log {
     pub async fn predicate(&self, entity: &EntityMeta, filter: &Filter) -> Result<Predicate> {
         let semantics: Arc<Semantics> = self.inner.database.semantics().await?;
         Predicate::compile(filter, entity, &semantics)
+    }
+
+    /// The rows that certainly come after another in the order of a select, given that one's canonical cells in the columns of
+    /// [`Select::sorting`]. None where the database alone could tell.
+    ///
+    /// # Errors
+    /// As [`position`](Self::position).
+    pub async fn after(&self, select: &Select, cells: &[Option<String>]) -> Result<Option<Predicate>> {
+        let entity = self.inner.catalog.entity(select.entity);
+        let semantics = self.inner.database.semantics().await?;
+        Ok(filter::after(&select.sorting(entity), cells, entity, &semantics))
     }
 
     /// The rows that pass a filter at one moment, so many at once, in the order of their key, with the cursor of that moment. Waits while

@@ -414,7 +414,8 @@ impl Database for Mysql {
 
     async fn semantics(&self) -> Result<Arc<Semantics>> {
         Ok(Arc::clone(
-            self.semantics.get_or_init(|| Arc::new(Semantics { exact_decimals: true, ..Semantics::default() })),
+            self.semantics
+                .get_or_init(|| Arc::new(Semantics { exact_decimals: true, one_form: true, ..Semantics::default() })),
         ))
     }
 

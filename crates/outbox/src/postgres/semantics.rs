@@ -34,5 +34,5 @@ pub(super) async fn semantics(conn: &mut PgConnection, catalog: &Catalog) -> Res
             collations[entity][column] = labels.map_or(Collation::Other, |labels| Collation::Listed(Arc::from(labels)));
         }
     }
-    Ok(Semantics { collations, exact_decimals: true })
+    Ok(Semantics { collations, exact_decimals: true, one_form: true })
 }

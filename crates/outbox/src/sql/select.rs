@@ -50,6 +50,18 @@ impl Select {
             aggregates: Vec::new(),
         }
     }
+
+    /// The columns that decide the order of the rows, one after the other: those that were asked for, then what they leave open of the primary key.
+    pub fn sorting(&self, entity: &EntityMeta) -> Vec<(usize, Option<Direction>)> {
+        // A page after a key is cut by the key, so it is ordered by the key, whatever else was asked.
+        let order: &[(usize, Direction)] = match self.page {
+            Page::After { .. } => &[],
+            _ => &self.order,
+        };
+        let rest = entity.key.iter().filter(|key| !order.iter().any(|(column, _)| column == *key));
+        let asked = order.iter().map(|&(column, direction)| (column, Some(direction)));
+        asked.chain(rest.map(|&column| (column, None))).collect()
+    }
 }
 
 /// One thing that a row carries.
@@ -390,14 +402,7 @@ impl Writer<'_> {
     fn order(&self, select: &Select, depth: usize, sql: &mut Sql) {
         let entity = self.catalog.entity(select.entity);
         let here = alias(depth);
-        // A page after a key is cut by the key, so it is ordered by the key, whatever else was asked.
-        let order: &[(usize, Direction)] = match select.page {
-            Page::After { .. } => &[],
-            _ => &select.order,
-        };
-        let rest = entity.key.iter().filter(|key| !order.iter().any(|(column, _)| column == *key));
-        let all = order.iter().map(|&(column, direction)| (column, Some(direction)));
-        sql.separated(", ", all.chain(rest.map(|&column| (column, None))), |sql, (column, asked)| {
+        sql.separated(", ", select.sorting(entity), |sql, (column, asked)| {
             let column = Column { alias: &here, meta: &entity.columns[column] };
             match asked {
                 Some(direction) => {

@@ -8,7 +8,7 @@ use sea_orm::{
     PrimaryKeyToColumn, sea_query::Value,
 };
 use tidewire_outbox::{
-    EntityMeta, Filter, Image, Item, Kind, Recorder, Select, cell,
+    Direction, EntityMeta, Filter, Image, Item, Kind, Recorder, Select, cell,
     filter::{Comparison, Like, Predicate, PredicateIndex},
     json::Scanner,
 };
@@ -206,7 +206,7 @@ fn agree<E>(
                 // WHEN the database and the predicate are asked for the rows that pass
                 let select = Select { items: vec![Item::Cell(0)], filter: filter.clone(), ..Select::new(meta.id) };
                 let found = recorder.fetch(&[select]).await.unwrap();
-                let found = keys(&found[0]);
+                let found: BTreeSet<i64> = keys(&found[0]).into_iter().collect();
                 let matched: BTreeSet<i64> = images
                     .iter()
                     .filter(|image| predicate.matches(image))
@@ -216,6 +216,7 @@ fn agree<E>(
                 // THEN they agree
                 prop_assert_eq!(found, matched, "{:?}", filter);
             }
+            comes_after(recorder, &meta, &images).await?;
             is_indexed(predicates, &images)
         })
     });
@@ -256,20 +257,47 @@ fn is_indexed(predicates: Vec<Predicate>, images: &[Image]) -> Result<(), TestCa
     Ok(())
 }
 
+/// What is said to come after a row is sorted after it, whatever it is sorted by. By whole numbers, that is all that does.
+async fn comes_after(recorder: &Recorder, meta: &EntityMeta, images: &[Image]) -> Result<(), TestCaseError> {
+    let of_key = |key: i64| images.iter().find(|image| image.cell(0) == Some(key.to_string().as_str())).unwrap();
+    for column in 0..meta.columns.len() {
+        for direction in [Direction::Ascending, Direction::Descending] {
+            let order = vec![(column, direction)];
+            let select = Select { items: vec![Item::Cell(0)], order, ..Select::new(meta.id) };
+            let sorted = keys(&recorder.fetch(std::slice::from_ref(&select)).await.unwrap()[0]);
+            for (place, key) in sorted.iter().enumerate() {
+                let cells: Vec<_> = select
+                    .sorting(meta)
+                    .iter()
+                    .map(|(column, _)| of_key(*key).cell(*column).map(str::to_owned))
+                    .collect();
+                let after = recorder.log().after(&select, &cells).await.unwrap();
+                let after = |key: &i64| after.as_ref().is_some_and(|after| after.matches(of_key(*key)));
+                let name = &meta.columns[column].name;
+                prop_assert!(!sorted[..=place].iter().any(after), "{} of {:?} by {}", key, sorted, name);
+                if matches!(meta.columns[column].kind, Kind::Integer { .. }) && !meta.columns[column].nullable {
+                    prop_assert!(sorted[place + 1..].iter().all(after), "{} of {:?} by {}", key, sorted, name);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 async fn images(recorder: &Recorder, meta: &EntityMeta) -> Vec<Image> {
     let mut snapshot = recorder.log().snapshot(meta, Filter::all(), 1_000).await.unwrap();
     snapshot.next().await.unwrap().unwrap()
 }
 
 /// The first cells of the rows that a select gave.
-fn keys(json: &str) -> BTreeSet<i64> {
+fn keys(json: &str) -> Vec<i64> {
     let mut scanner = Scanner::new(json);
     scanner.open().unwrap();
-    let mut keys = BTreeSet::new();
+    let mut keys = Vec::new();
     while scanner.next_item().unwrap() {
         let mut row = Scanner::new(scanner.value().unwrap());
         row.next_item().unwrap();
-        keys.insert(row.value().unwrap().parse().unwrap());
+        keys.push(row.value().unwrap().parse().unwrap());
     }
     keys
 }
