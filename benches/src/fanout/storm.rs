@@ -24,8 +24,8 @@ use crate::{
 const CLIENTS: usize = 10_000;
 /// How many transactions whoever has been away longest has missed. A client has missed each number of them that is less, too.
 const MISSED: usize = 200;
-/// How many connect at a time: as many as the server's queue of the system holds.
-const ARRIVING: usize = 512;
+/// How many connect at a time: no more than this process's one thread serves soon, which also counts what comes.
+const ARRIVING: usize = 64;
 
 pub(crate) async fn run(database: Option<&str>) -> Result<()> {
     let demo;
