@@ -2,6 +2,9 @@
 
 mod address;
 mod auth;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod http;
 mod listen;
 mod metrics;

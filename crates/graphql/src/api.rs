@@ -201,6 +201,11 @@ impl Api {
         &self.inner.model.recorder
     }
 
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn model(&self) -> &Model {
+        &self.inner.model
+    }
+
     /// How many subscriptions are open, and what they have been given.
     pub fn subscription_stats(&self) -> crate::SubscriptionStats {
         self.inner.subscriptions.stats()

@@ -6,6 +6,9 @@ mod document;
 mod error;
 mod explanation;
 mod frame;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod input;
 mod limits;
 mod model;

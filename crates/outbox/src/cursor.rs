@@ -447,7 +447,8 @@ pub(crate) fn read_number(bytes: &mut &[u8]) -> Option<u64> {
         }
         number |= bits << shift;
         if byte < 0x80 {
-            return Some(number);
+            // A number has one form: nothing is added to its end that says nothing.
+            return (byte > 0 || shift == 0).then_some(number);
         }
     }
     None

@@ -9,6 +9,9 @@ mod cursor;
 mod database;
 mod error;
 pub mod filter;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod history;
 mod hooks;
 mod image;

@@ -4,6 +4,7 @@
 mod authority;
 pub mod checker;
 mod database;
+mod fuzz;
 mod mariadb;
 mod nats;
 mod ordinary_user;
@@ -20,6 +21,7 @@ pub mod zoo;
 pub use self::{
     authority::Authority,
     database::TestDatabase,
+    fuzz::fuzz,
     mariadb::MariadbServer,
     nats::NatsServer,
     pgbouncer::PgBouncer,

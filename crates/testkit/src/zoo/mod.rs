@@ -12,8 +12,12 @@ pub mod specimen;
 pub mod visit;
 pub mod wide;
 
-use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, Statement};
-use tidewire_outbox::Registry;
+use proptest::{
+    strategy::{Strategy, ValueTree},
+    test_runner::TestRunner,
+};
+use sea_orm::{ActiveModelTrait, ConnectionTrait, DatabaseConnection, DbBackend, IntoActiveModel, Statement};
+use tidewire_outbox::{Recorder, Registry};
 
 /// All of the zoo's entities.
 pub fn registry() -> Registry {
@@ -42,6 +46,16 @@ pub async fn create(db: &DatabaseConnection) {
         .unwrap();
     if db.get_database_backend() == DbBackend::MySql {
         keep_fractions(db).await;
+    }
+}
+
+/// Writes rows of every kind of value into [`mod@everything`], the same each time.
+pub async fn fill(recorder: &Recorder) {
+    let mut runner = TestRunner::deterministic();
+    for id in 1..=64 {
+        let row = arbitrary::everything().new_tree(&mut runner).unwrap().current();
+        let row = everything::Model { id, ..row }.into_active_model().reset_all();
+        row.insert(recorder).await.unwrap();
     }
 }
 
