@@ -93,8 +93,9 @@ pub(super) struct ChangeGroup {
     nodes: Vec<(PreparedNode, Vec<Item>)>,
     /// What live subscribers have yet to be given.
     pub(super) hits: Arc<Hits>,
-    /// What earlier transactions mean to the group, for those who are not live, by the number of their last change.
-    rendered: Mutex<VecDeque<(u64, Arc<Rendered>)>>,
+    /// What earlier transactions mean to the group, for those who are not live, by the number of their last change and their cursors: two who began
+    /// elsewhere may have had different ones before the same transaction, and each is told where it stands itself.
+    rendered: Mutex<VecDeque<(u64, Cursor, Arc<Rendered>)>>,
     /// Makes the group hear of changes.
     pub(super) seat: OnceLock<Seat>,
 }
@@ -281,17 +282,17 @@ impl ChangeGroup {
         let number = transaction.changes.last().map_or(0, |change| change.seq);
         let cell = {
             let mut rendered = self.rendered.lock().unwrap_or_else(PoisonError::into_inner);
-            match rendered.iter().rev().find(|(known, _)| *known == number) {
-                Some((_, cell)) => Arc::clone(cell),
+            match rendered.iter().rev().find(|(known, cursor, _)| *known == number && *cursor == transaction.cursor) {
+                Some((.., cell)) => Arc::clone(cell),
                 None => {
                     let size = |cell: &Rendered| cell.get().and_then(Option::as_ref).map_or(0, Shared::size);
-                    let mut bytes: usize = rendered.iter().map(|(_, cell)| size(cell)).sum();
+                    let mut bytes: usize = rendered.iter().map(|(.., cell)| size(cell)).sum();
                     while rendered.len() == Self::KEPT || bytes > Self::KEPT_BYTES {
-                        let Some((_, oldest)) = rendered.pop_front() else { break };
+                        let Some((.., oldest)) = rendered.pop_front() else { break };
                         bytes -= size(&oldest);
                     }
                     let cell = Arc::<Rendered>::default();
-                    rendered.push_back((number, Arc::clone(&cell)));
+                    rendered.push_back((number, transaction.cursor.clone(), Arc::clone(&cell)));
                     cell
                 }
             }

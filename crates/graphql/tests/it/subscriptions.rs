@@ -5,8 +5,8 @@ use std::{collections::BTreeSet, time::Duration};
 use sea_orm::{ConnectionTrait, TransactionSession, TransactionTrait};
 use serde_json::{Value, json};
 use tidewire_graphql::{Options, Subscribed};
-use tidewire_outbox::Cursor;
-use tidewire_testkit::{eventually, on_every_target};
+use tidewire_outbox::{Cursor, Recorder, Step};
+use tidewire_testkit::{Target, eventually, on_every_target, soon, zoo};
 
 use crate::support::{Events, Zoo, request};
 
@@ -282,5 +282,48 @@ on_every_target! {
         }
         let refused = zoo.error("subscription { food { nodes { name } } }", json!({})).await;
         assert_eq!(refused["extensions"]["code"], "OPERATION_NOT_ALLOWED");
+    }
+}
+
+/// Two clients of a group may have had different transactions before the same one: each is told where it stands itself, and nothing is lost between.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_back_is_told_where_they_stand_and_not_where_another_does() {
+    for target in [Target::PostgresHooks, Target::MariadbHooks] {
+        let Some(database) = target.database().await else { continue };
+        let zoo = Zoo::of(database, Options::default()).await;
+        let insert = |name: &str| format!("INSERT INTO food (name) VALUES ('{name}')");
+        let start = zoo.recorder.log().position().await.unwrap();
+
+        // GIVEN a transaction whose number is the lowest and which ends last
+        let late = zoo.recorder.begin().await.unwrap();
+        run(&late, &insert("m late")).await;
+        run(&zoo.recorder, &insert("m first")).await;
+        run(&zoo.recorder, &insert("m second")).await;
+        // and a client that another node has told of one of those before
+        let other = Recorder::connect(zoo.database.url(), zoo::registry()).await.unwrap();
+        let mut follower = other.log().follow_all(start.clone()).await.unwrap();
+        let Step::Transactions { transactions, .. } = soon(follower.next()).await.unwrap() else {
+            panic!("{target:?}")
+        };
+        let between = transactions[0].cursor.to_string();
+        late.commit().await.unwrap();
+
+        // WHEN a client that has had nothing is told all of it here, and then this one
+        let name = |event: &Value| event["changes"][0]["node"]["name"].as_str().unwrap().to_owned();
+        let mut first = zoo.subscribe(FOODS, json!({ "after": start.to_string() })).await;
+        let mut names = Vec::new();
+        for _ in 0..3 {
+            names.push(name(&first.eventful().await));
+        }
+        assert_eq!(names, ["m late", "m first", "m second"], "{target:?}");
+        let mut second = zoo.subscribe(FOODS, json!({ "after": between })).await;
+        let event = second.eventful().await;
+        assert_eq!(name(&event), "m second", "{target:?}");
+
+        // THEN this one can leave and come back there
+        let mut third = zoo.subscribe(FOODS, json!({ "after": event["cursor"] })).await;
+        assert_eq!(name(&third.eventful().await), "m late", "{target:?}");
+        assert_eq!(name(&second.eventful().await), "m late", "{target:?}");
+        other.close().await;
     }
 }
