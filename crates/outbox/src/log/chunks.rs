@@ -10,11 +10,12 @@ use tokio::sync::OnceCell;
 
 use crate::{cursor::Cursor, database::Read};
 
-/// How many are kept.
-const CAPACITY: usize = 16;
+/// How many are kept: those who come back together stand at many places.
+const CAPACITY: usize = 1_024;
 
-/// How large a chunk may be that is kept.
-const MAX_BYTES: usize = 8 << 20;
+/// How large a chunk may be that is kept, and how large all of them together.
+const MAX_CHUNK_BYTES: usize = 8 << 20;
+const MAX_BYTES: usize = 64 << 20;
 
 /// For how long one is kept: those who come back together do so within seconds.
 pub(super) const KEPT: Duration = Duration::from_secs(10);
@@ -22,16 +23,24 @@ pub(super) const KEPT: Duration = Duration::from_secs(10);
 /// Recent reads of the outbox by where they began.
 #[derive(Debug, Default)]
 pub(super) struct Chunks {
-    recent: Mutex<VecDeque<(Cursor, Arc<Cell>)>>,
+    recent: Mutex<VecDeque<Chunk>>,
     /// How many there were.
     pub(super) reads: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Chunk {
+    start: Cursor,
+    cell: Arc<Cell>,
+    /// How large it is, once it has been read.
+    bytes: usize,
 }
 
 /// What was read, or is being read.
 pub(super) type Cell = OnceCell<Arc<Read>>;
 
 impl Chunks {
-    fn recent(&self) -> MutexGuard<'_, VecDeque<(Cursor, Arc<Cell>)>> {
+    fn recent(&self) -> MutexGuard<'_, VecDeque<Chunk>> {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -42,11 +51,11 @@ impl Chunks {
         let begins_before = |start: &Cursor| {
             after.is_number() && start.is_number() && start.position().0 == after.position().0 && after.covers(start)
         };
-        let found = recent.iter().find(|(start, _)| start == after).or_else(|| {
-            recent.iter().filter(|(start, _)| begins_before(start)).max_by_key(|(start, _)| start.position().1)
+        let found = recent.iter().find(|chunk| chunk.start == *after).or_else(|| {
+            recent.iter().filter(|chunk| begins_before(&chunk.start)).max_by_key(|chunk| chunk.start.position().1)
         });
         if let Some(found) = found {
-            return found.clone();
+            return (found.start.clone(), Arc::clone(&found.cell));
         }
         drop(recent);
         (after.clone(), self.begin(after))
@@ -55,19 +64,31 @@ impl Chunks {
     /// A read that begins at a cursor, which somebody may be at already.
     pub(super) fn begin(&self, after: &Cursor) -> Arc<Cell> {
         let mut recent = self.recent();
-        if let Some((_, cell)) = recent.iter().find(|(start, _)| start == after) {
-            return Arc::clone(cell);
+        if let Some(chunk) = recent.iter().find(|chunk| chunk.start == *after) {
+            return Arc::clone(&chunk.cell);
         }
         if recent.len() == CAPACITY {
             recent.pop_front();
         }
         let cell = Arc::default();
-        recent.push_back((after.clone(), Arc::clone(&cell)));
+        recent.push_back(Chunk { start: after.clone(), cell: Arc::clone(&cell), bytes: 0 });
         cell
     }
 
-    pub(super) fn forget(&self, after: &Cursor, cell: &Arc<Cell>) {
-        self.recent().retain(|(start, other)| start != after || !Arc::ptr_eq(other, cell));
+    /// Makes room for what a cell has got.
+    pub(super) fn keep(&self, cell: &Arc<Cell>, read: &Read) {
+        let mut recent = self.recent();
+        if let Some(chunk) = recent.iter_mut().find(|chunk| Arc::ptr_eq(&chunk.cell, cell)) {
+            chunk.bytes = size(read);
+        }
+        let mut bytes: usize = recent.iter().map(|chunk| chunk.bytes).sum();
+        while bytes > MAX_BYTES {
+            bytes -= recent.pop_front().map_or(bytes, |oldest| oldest.bytes);
+        }
+    }
+
+    pub(super) fn forget(&self, cell: &Arc<Cell>) {
+        self.recent().retain(|chunk| !Arc::ptr_eq(&chunk.cell, cell));
     }
 
     /// What was removed from the outbox is given to nobody from here either.
@@ -78,11 +99,13 @@ impl Chunks {
 
 /// Whether a read is kept for those who may come. A resync is true of the moment only, and so is it that nothing follows; and what is large is not kept.
 pub(super) fn is_kept(read: &Read) -> bool {
+    (1..=MAX_CHUNK_BYTES).contains(&size(read))
+}
+
+fn size(read: &Read) -> usize {
     match read {
-        Read::Transactions { transactions, .. } if !transactions.is_empty() => {
-            transactions.iter().map(|transaction| transaction.size()).sum::<usize>() <= MAX_BYTES
-        }
-        _ => false,
+        Read::Transactions { transactions, .. } => transactions.iter().map(|transaction| transaction.size()).sum(),
+        Read::Resync(_) => 0,
     }
 }
 

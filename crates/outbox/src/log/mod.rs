@@ -472,17 +472,18 @@ impl Log {
             self.inner.chunks.reads.fetch_add(1, Ordering::Relaxed);
             let chunk = self.inner.database.read(after, until, self.inner.options.chunk_changes).await?;
             if chunks::is_kept(&chunk) {
-                let (log, after, cell) = (Arc::downgrade(&self.inner), after.clone(), Arc::clone(cell));
+                self.inner.chunks.keep(cell, &chunk);
+                let (log, cell) = (Arc::downgrade(&self.inner), Arc::clone(cell));
                 tokio::spawn(async move {
                     tokio::time::sleep(chunks::KEPT).await;
-                    log.upgrade().inspect(|log| log.chunks.forget(&after, &cell));
+                    log.upgrade().inspect(|log| log.chunks.forget(&cell));
                 });
             }
             Ok(Arc::new(chunk))
         };
         let chunk = cell.get_or_try_init(read).await.cloned();
         if !chunk.as_deref().is_ok_and(chunks::is_kept) {
-            self.inner.chunks.forget(after, cell);
+            self.inner.chunks.forget(cell);
         }
         chunk
     }
